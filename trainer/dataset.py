@@ -1,0 +1,229 @@
+"""Two folders of images -> lists of samples, and which of them make up step k. No tensors, no models."""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CAPTION_SUFFIXES = (".txt", ".caption")
+MAX_PIXELS = 100_000_000
+HELD_OUT_SHARE = 0.1
+MIN_HELD_OUT = 2
+
+# Streams of randomness that must not touch each other.
+STREAM_ORDER, STREAM_NOISE, STREAM_CAPTION, STREAM_FLIP, STREAM_SPLIT = range(5)
+
+
+@dataclass(frozen=True)
+class Sample:
+    path: Path
+    caption: str | None  # of the image itself: a file beside it, or what applies to its folder; None: none of its own
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What was found on disk."""
+
+    unlabeled: list[Sample]
+    sensitive: list[Sample]
+    held_out: list[Sample]  # sensitive, never trained on
+    skipped: list[str]  # one sentence for each image left out
+
+
+def scan(
+    unlabeled: Path,
+    sensitive: Path | None,
+    *,
+    prompt: str | None,
+    sensitive_prompt: str | None,
+    skip_bad_images: bool,
+    seed: int,
+) -> Folders:
+    """List and check the images of both folders.
+
+    Args:
+        sensitive: may be None where the objective does not need it.
+        prompt: caption of unlabeled images without a caption file.
+        sensitive_prompt: the same for sensitive ones, which may also go without.
+        skip_bad_images: leave out what cannot be read; otherwise that is an error.
+        seed: decides which sensitive images are held out.
+    Raises: UserError naming every bad image, an empty folder, or images without any caption.
+    """
+    found = {"unlabeled": _images(unlabeled), "sensitive": _images(sensitive) if sensitive else []}
+    faults = {path: fault for paths in found.values() for path in paths if (fault := _fault(path))}
+    skipped = [f"{path}: {fault}" for path, fault in faults.items()]
+    if skipped and not skip_bad_images:
+        raise UserError("\n".join(skipped) + "\nRepair or remove these images, or leave them out: --skip-bad-images")
+    good = {kind: [path for path in paths if path not in faults] for kind, paths in found.items()}
+    if not good["unlabeled"] or (sensitive and not good["sensitive"]):
+        raise UserError("no readable image is left:\n" + "\n".join(skipped))
+    mixture = [Sample(path, caption_of(path) or prompt) for path in good["unlabeled"]]
+    bare = [s.path.name for s in mixture if s.caption is None]
+    if bare:
+        names = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
+        raise UserError(
+            f"{unlabeled}: {len(bare)} of {len(mixture)} images have no caption ({names}). "
+            "Give one for all with --prompt, or a .txt beside each."
+        )
+    labeled = [Sample(path, caption_of(path) or sensitive_prompt) for path in good["sensitive"]]
+    trained, held_out = _hold_out(labeled, seed) if labeled else ([], [])
+    return Folders(mixture, trained, held_out, skipped)
+
+
+def _images(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise UserError(f"{folder}: no images (looked for {' '.join(SUFFIXES)}). Put the images to learn from here.")
+    return found
+
+
+def caption_of(image: Path) -> str | None:
+    """The text beside an image (`cat.txt` or `cat.caption` for `cat.png`), None where there is none or it is empty."""
+    for suffix in CAPTION_SUFFIXES:
+        beside = image.with_suffix(suffix)
+        if beside.is_file():
+            try:
+                return " ".join(beside.read_text(encoding="utf-8-sig").split()) or None
+            except UnicodeDecodeError:
+                raise UserError(f"{beside}: not UTF-8 text. Save the caption as UTF-8.") from None
+    return None
+
+
+def _fault(path: Path) -> str | None:
+    """Why an image cannot be used, or None. Reads the whole file: a truncated one opens well."""
+    if not path.stat().st_size:
+        return "empty file (0 bytes)"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own size warning; ours is below
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return f"huge ({image.width} x {image.height} px; at most {MAX_PIXELS // 10**6} megapixels)"
+                image.load()
+    except Image.DecompressionBombError:
+        return f"huge (at most {MAX_PIXELS // 10**6} megapixels)"
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble on
+        return f"cannot be read ({error})"
+    return None
+
+
+def _hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Part a tenth off, at least two. Raises: UserError if nothing would be left to train on."""
+    n = max(MIN_HELD_OUT, round(HELD_OUT_SHARE * len(samples)))
+    if len(samples) <= n:
+        raise UserError(
+            f"{samples[0].path.parent}: {len(samples)} sensitive images; at least {MIN_HELD_OUT + 1} are needed, "
+            f"as {MIN_HELD_OUT} are held out to see whether unlearning carries over."
+        )
+    order = _rng(seed, STREAM_SPLIT).permutation(len(samples))
+    kept, out = sorted(order[n:]), sorted(order[:n])
+    return [samples[i] for i in kept], [samples[i] for i in out]
+
+
+def read_image(path: Path, resolution: int) -> np.ndarray:
+    """An image as the model sees it: upright, RGB on white, shorter side scaled to resolution, centre cropped.
+
+    Returns: [resolution, resolution, 3] uint8.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            upright = _rgb(ImageOps.exif_transpose(image))
+    return np.asarray(ImageOps.fit(upright, (resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # 16-bit grey: convert() would clip, not scale
+        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of one step."""
+
+    position: int  # in the step's batch: with seed and step it decides noise and timestep
+    sample: Sample
+    caption: str
+    flip: bool = False
+    is_extra: bool = False  # sensitive, under its own caption
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which samples make up step k: a pure function of (seed, step), the same after a resume and for every split.
+
+    Each pile is walked in a new order every epoch. A sensitive draw carries the caption of an unlabeled draw (the
+    PU identity holds under one caption); `n_extra` further ones carry their own.
+    """
+
+    folders: Folders
+    seed: int
+    n_unlabeled: int
+    n_paired: int
+    n_extra: int
+    caption_dropout: float = 0.0
+    flip: bool = False
+
+    def unlabeled(self, step: int) -> list[Draw]:
+        return [self._unlabeled_draw(step, i) for i in range(self.n_unlabeled)]
+
+    def sensitive(self, step: int) -> list[Draw]:
+        """Paired draws, then extra ones."""
+        paired = [self._paired_draw(step, i) for i in range(self.n_paired)]
+        return paired + [self._extra_draw(step, i) for i in range(self.n_extra)]
+
+    def _unlabeled_draw(self, step: int, i: int) -> Draw:
+        sample = _pick(self.folders.unlabeled, self.seed, 0, step * self.n_unlabeled + i)
+        chance = _rng(self.seed, STREAM_CAPTION, step, i).random()
+        return Draw(i, sample, "" if chance < self.caption_dropout else sample.caption, self._flipped(step, i))
+
+    def _paired_draw(self, step: int, i: int) -> Draw:
+        sample = _pick(self.folders.sensitive, self.seed, 1, step * self.n_paired + i)
+        caption = self._unlabeled_draw(step, i % self.n_unlabeled).caption
+        position = self.n_unlabeled + i
+        return Draw(position, sample, caption, self._flipped(step, position))
+
+    def _extra_draw(self, step: int, i: int) -> Draw:
+        sample = _pick(captioned(self.folders.sensitive), self.seed, 2, step * self.n_extra + i)
+        position = self.n_unlabeled + self.n_paired + i
+        return Draw(position, sample, sample.caption, self._flipped(step, position), is_extra=True)
+
+    def _flipped(self, step: int, position: int) -> bool:
+        return self.flip and _rng(self.seed, STREAM_FLIP, step, position).random() < 0.5
+
+
+def captioned(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples with a caption of their own: only these can be extra."""
+    return [s for s in samples if s.caption is not None]
+
+
+def noise_and_t(seed: int, step: int, position: int, shape: tuple[int, ...], timesteps: int) -> tuple[np.ndarray, int]:
+    """The noise (fp32, of shape) and timestep of one sample: a pure function of its arguments, on every device."""
+    rng = _rng(seed, STREAM_NOISE, step, position)
+    return rng.standard_normal(shape, dtype=np.float32), int(rng.integers(timesteps))
+
+
+def _pick(pile: Sequence[Sample], seed: int, kind: int, count: int) -> Sample:
+    epoch, place = divmod(count, len(pile))
+    return pile[_order(seed, kind, epoch, len(pile))[place]]
+
+
+@functools.lru_cache(maxsize=8)
+def _order(seed: int, kind: int, epoch: int, n: int) -> np.ndarray:
+    return _rng(seed, STREAM_ORDER, kind, epoch).permutation(n)
+
+
+def _rng(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -1,0 +1,107 @@
+"""The denoising errors of chosen samples under the U-Net, and the base model's own error by timestep."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .dataset import Draw, Sample, noise_and_t
+from .diffusion import add_noise, per_sample_error, target
+from .encode import Encoded
+
+BINS = 20
+# Steps no training reaches: their noise belongs to measurements.
+CALIBRATION_STEP, PROBE_STEP = 2**40, 2**40 + 1
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The U-Net with all it needs to turn draws into errors. `before` is called ahead of each pass (it may stop it)."""
+
+    unet: nn.Module
+    encoded: Encoded
+    signal: Tensor  # [timesteps]
+    prediction_type: str
+    seed: int
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager]
+    before: Callable[[], None]
+
+    def errors(self, draws: Sequence[Draw], step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
+        """Squared errors, differentiable in the LoRA.
+
+        Args:
+            step: with each draw's position it decides noise and timestep.
+            t: [n] timesteps to use instead.
+        Returns: (errors [n] fp32 summed over elements, timesteps [n] int64, elements of one sample).
+        """
+        self.before()
+        latents = torch.stack([self.encoded.latents(d.sample.path, d.flip) for d in draws])
+        text = torch.stack([self.encoded.text(d.caption) for d in draws]).to(self.device)
+        random = [noise_and_t(self.seed, step, d.position, latents.shape[1:], len(self.signal)) for d in draws]
+        noise = torch.from_numpy(np.stack([r[0] for r in random]))
+        t = torch.tensor([r[1] for r in random]) if t is None else t
+        noisy = add_noise(latents, noise, t, self.signal).to(self.device)
+        wanted = target(latents, noise, t, self.signal, self.prediction_type).to(self.device)
+        dtype = self.unet.dtype
+        with self.autocast():
+            found = self.unet(noisy.to(dtype), t.to(self.device), text.to(dtype)).sample
+        return per_sample_error(found, wanted), t.to(self.device), latents[0].numel()
+
+
+@torch.no_grad()
+def calibrate(denoiser: Denoiser, pile: Sequence[Sample], *, samples_per_bin: int, micro_batch: int) -> Tensor:
+    """Mean error per latent element of the U-Net as it is (switch the LoRA off first), by timestep bin.
+
+    Args: pile: unlabeled samples, walked in order.
+    Returns: [20] fp32 on the CPU.
+    """
+    width = len(denoiser.signal) / BINS
+    places = np.arange(samples_per_bin) / samples_per_bin  # evenly inside the bin: less noise than drawing
+    t = torch.tensor(np.concatenate([(b + places) * width for b in range(BINS)])).long()
+    samples = [pile[i % len(pile)] for i in range(len(t))]
+    draws = [Draw(i, sample, sample.caption) for i, sample in enumerate(samples)]
+    found = []
+    for i in range(0, len(draws), micro_batch):
+        part = slice(i, i + micro_batch)
+        errors, _, elements = denoiser.errors(draws[part], CALIBRATION_STEP, t[part])
+        found.append(errors.cpu() / elements)
+    return torch.cat(found).view(BINS, samples_per_bin).mean(1)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Errors -> losses: l = e / tau.
+
+    per-timestep: tau = temperature * base error per element in t's bin * elements, so a normal sample has l of about
+    1 / temperature at every timestep and resolution. fixed: tau = temperature. plain: tau = elements, the usual mean.
+    """
+
+    mode: str
+    temperature: float
+    base_error: Tensor | None = None  # [20]
+    timesteps: int = 1000
+
+    def losses(self, errors: Tensor, t: Tensor, elements: int) -> Tensor:
+        if self.mode == "plain":
+            return errors / elements
+        if self.mode == "fixed":
+            return errors / self.temperature
+        bins = self.base_error.to(errors.device)[t * BINS // self.timesteps]
+        return errors / (self.temperature * bins * elements)
+
+
+@torch.no_grad()
+def probe(denoiser: Denoiser, scale: Scale, pile: Sequence[Sample], caption: str, *, n: int, micro_batch: int) -> float:
+    """Mean loss over n fixed draws from pile: comparable between calls, as noise and timesteps are always the same."""
+    draws = [Draw(i, pile[i % len(pile)], caption) for i in range(n)]
+    timesteps = len(denoiser.signal)
+    t = torch.arange(n) * timesteps // n
+    total = 0.0
+    for i in range(0, n, micro_batch):
+        part = slice(i, i + micro_batch)
+        total += scale.losses(*denoiser.errors(draws[part], PROBE_STEP, t[part])).sum().item()
+    return total / n

@@ -1,0 +1,152 @@
+"""Phase 1: images and captions -> latents and text states on disk. The VAE, then the text encoder, each freed again."""
+
+import gc
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import model
+from .dataset import Sample, read_image
+from .errors import UserError
+from .files import replacing, sha256
+
+FORMAT = 1  # raise when the same key would mean another tensor
+PIXELS_AT_ONCE = 2**18  # one 512 px image
+
+Progress = Callable[[str, int, int], None]  # (what, done, of); may raise Stopped
+
+
+@dataclass(frozen=True)
+class Store:
+    """Tensors on disk under content keys, one file each. A damaged file counts as absent and is made again."""
+
+    folder: Path
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def get(self, key: str) -> Tensor | None:
+        try:
+            return load_file(self.path(key))["value"]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            return None
+
+    def put(self, key: str, value: Tensor) -> None:
+        with replacing(self.path(key), durable=False) as temporary:
+            save_file({"value": value.contiguous()}, temporary)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What phase 2 reads: latents by (image, flip), text states by caption."""
+
+    store: Store
+    latent_keys: dict[tuple[Path, bool], str]
+    text_keys: dict[str, str]
+
+    def latents(self, path: Path, flip: bool) -> Tensor:
+        """[4, resolution / 8, resolution / 8] fp32, scaled as the U-Net wants them."""
+        return self.store.get(self.latent_keys[path, flip])
+
+    def text(self, caption: str) -> Tensor:
+        """[77, width] fp32."""
+        return self.store.get(self.text_keys[caption])
+
+
+def encode(
+    samples: Sequence[Sample],
+    captions: Iterable[str],
+    *,
+    base: Path,
+    resolution: int,
+    flips: tuple[bool, ...],
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+) -> Encoded:
+    """Encode what the folder does not hold yet.
+
+    Args:
+        flips: (False,) or (False, True): mirrored images are encoded too.
+        folder: where tensors are kept, by the hash of image, model, size and format.
+        progress: called before each batch.
+    Returns: keys into the folder for every sample and caption.
+    Raises: UserError if an image becomes nan (a damaged VAE).
+    """
+    store = Store(folder)
+    latent_keys, files = {}, {sample.path: None for sample in samples}
+    vae_hash = model.part_hash(base, "vae")
+    for path in files:
+        content = sha256(path)
+        for flip in flips:
+            latent_keys[path, flip] = _key("latent", content, vae_hash, resolution, flip)
+    wanted = {key: item for item, key in latent_keys.items() if store.get(key) is None}
+    if wanted:
+        _encode_images(wanted, store, base=base, resolution=resolution, device=device, progress=progress)
+    text_hash = model.part_hash(base, "text_encoder")
+    text_keys = {caption: _key("text", caption, text_hash) for caption in captions}
+    wanted = {key: caption for caption, key in text_keys.items() if store.get(key) is None}
+    if wanted:
+        _encode_captions(wanted, store, base=base, device=device, progress=progress)
+    return Encoded(store, latent_keys, text_keys)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, (FORMAT, *parts))).encode()).hexdigest()
+
+
+@torch.no_grad()
+def _encode_images(
+    wanted: dict, store: Store, *, base: Path, resolution: int, device: torch.device, progress: Progress
+) -> None:
+    vae = model.load_vae(base, torch.float32).to(device)
+    done = 0
+    for batch in _chunks(list(wanted.items()), max(1, PIXELS_AT_ONCE // resolution**2)):
+        progress("images", done, len(wanted))
+        pixels = np.stack([_mirrored(read_image(path, resolution), flip) for _, (path, flip) in batch])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device, torch.float32) / 127.5 - 1
+        latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
+        for (key, (path, _)), value in zip(batch, latents.cpu(), strict=True):
+            if not value.isfinite().all():
+                raise UserError(f"{path}: the VAE makes nan of this image; is the model's VAE damaged?")
+            store.put(key, value)
+        done += len(batch)
+    progress("images", done, len(wanted))
+    del vae
+    _free()
+
+
+def _mirrored(pixels: np.ndarray, flip: bool) -> np.ndarray:
+    return pixels[:, ::-1] if flip else pixels
+
+
+@torch.no_grad()
+def _encode_captions(
+    wanted: dict[str, str], store: Store, *, base: Path, device: torch.device, progress: Progress
+) -> None:
+    tokenizer, encoder = model.load_text_encoder(base, torch.float32)
+    encoder.to(device)
+    for done, (key, caption) in enumerate(wanted.items()):
+        progress("captions", done, len(wanted))
+        ids = tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        store.put(key, encoder(ids.to(device)).last_hidden_state[0].float().cpu())
+    del tokenizer, encoder
+    _free()
+
+
+def _chunks(items: list, size: int) -> Iterator[list]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _free() -> None:
+    """Give a model's memory back before the next one loads."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,15 @@
+"""What can end a run, and the exit code it ends with."""
+
+DONE, FAILED, BAD_INPUT, OUT_OF_MEMORY, STOPPED = 0, 1, 2, 3, 130
+
+
+class UserError(Exception):
+    """Something that the user can mend. Its text is all they see: what, where, what was found, what to do."""
+
+
+class NonFinite(Exception):
+    """A loss or gradient is nan or infinite: the step was not taken and the last good weights are kept."""
+
+
+class Stopped(BaseException):
+    """The user asked to stop. No Exception: nothing that survives a failed picture may swallow it."""

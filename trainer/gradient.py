@@ -1,0 +1,108 @@
+"""One step's gradient from micro-batches: exactly the full batch's, whatever their size. Knows no model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .pu_loss import Risks, Weights, risks, sign
+
+
+class Member(Protocol):
+    """What a batch is made of; a dataset.Draw is one."""
+
+    is_extra: bool
+
+
+T = TypeVar("T", bound=Member)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one batch came to. `sign` is the true one: assume it in the next step."""
+
+    risks: Risks
+    sign: int
+    flipped: bool  # the assumed sign was wrong, so the sensitive part ran twice
+
+
+def accumulate(
+    losses_of: Callable[[Sequence[T]], Tensor],
+    unlabeled: Sequence[T],
+    sensitive: Sequence[T],
+    parameters: Sequence[nn.Parameter],
+    weights: Weights,
+    *,
+    assumed_sign: int,
+    micro_batch: int,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Outcome:
+    """Leave the gradient of the objective over the whole batch in each parameter's `.grad`.
+
+    The unlabeled part is known up to the sign s of R, which only the whole batch tells. So it waits in one extra
+    LoRA-sized buffer, and the sensitive part is computed with the last step's s; if that turns out wrong (rare), the
+    sensitive part alone is run again.
+
+    Args:
+        losses_of: differentiable losses [n] of some members, all unlabeled or all sensitive; the same at every call.
+        sensitive: paired members, then extra ones; may be empty where the objective ignores them.
+        micro_batch: members in the model at once; changes memory and speed only.
+        backward: how to differentiate a scalar (fp16 scales it first).
+    """
+    _clear(parameters)
+    losses_u = _pass(losses_of, unlabeled, micro_batch, backward, lambda losses, _: weights.unlabeled(losses))
+    waiting = _take(parameters)
+    s = assumed_sign
+    losses_s = _sensitive_pass(losses_of, sensitive, micro_batch, backward, weights, s)
+    is_extra = torch.tensor([m.is_extra for m in sensitive], dtype=torch.bool, device=losses_u.device)
+    found = risks(weights.objective, losses_u, losses_s[~is_extra], losses_s[is_extra], prior=weights.prior)
+    flipped = bool(len(sensitive)) and weights.depends_on_sign and sign(found.normal) != s
+    if flipped:
+        s = -s
+        _clear(parameters)
+        _sensitive_pass(losses_of, sensitive, micro_batch, backward, weights, s)
+    factor = weights.unlabeled_factor(s)
+    for parameter, part in zip(parameters, waiting, strict=True):
+        parameter.grad = part.mul_(factor) if parameter.grad is None else parameter.grad.add_(part, alpha=factor)
+    return Outcome(found, s, flipped)
+
+
+def _sensitive_pass(losses_of, members, micro_batch, backward, weights: Weights, s: int) -> Tensor:
+    return _pass(
+        losses_of, members, micro_batch, backward, lambda losses, is_extra: weights.sensitive(losses, is_extra, s)
+    )
+
+
+def _pass(
+    losses_of: Callable[[Sequence[T]], Tensor],
+    members: Sequence[T],
+    micro_batch: int,
+    backward: Callable[[Tensor], None],
+    weigh: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Add sum_i w_i * d l_i to the gradients, micro-batch by micro-batch. Returns: the losses, detached."""
+    found = []
+    for part in _parts(members, micro_batch):
+        losses = losses_of(part)
+        is_extra = torch.tensor([m.is_extra for m in part], device=losses.device)
+        backward((weigh(losses.detach(), is_extra) * losses).sum())
+        found.append(losses.detach())
+    return torch.cat(found) if found else torch.zeros(0)
+
+
+def _parts(members: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (members[i : i + size] for i in range(0, len(members), size))
+
+
+def _clear(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _take(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradients, moved out of the parameters."""
+    taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    _clear(parameters)
+    return taken

@@ -1,0 +1,243 @@
+"""Phase 2: the training loop. `Loop.steps` yields a report after each step; the caller logs, saves and samples."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dataset, gradient, lora, memory, model, pu_loss
+from .config import TrainConfig
+from .dataset import Batches, Folders
+from .denoise import Denoiser, Scale, calibrate, probe
+from .encode import Encoded
+from .errors import NonFinite
+
+PROBE_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step. Risks in units of l (error over temperature); see pu_loss."""
+
+    step: int  # finished steps, from 1
+    of: int
+    loss: float
+    risk_unlabeled: float
+    risk_sensitive: float
+    normal_risk: float
+    ratio: float  # sensitive / unlabeled loss: above 1 and rising is unlearning
+    slope: float
+    sign_flips: int  # so far
+    lr: float
+    grad_norm: float
+    s_per_step: float
+    peak_mib: float
+
+
+@dataclass
+class Progress:
+    """What changes from step to step and must survive a resume."""
+
+    step: int = 0
+    sign: int = 1
+    sign_flips: int = 0
+
+
+class Loop:
+    """Owns phase 2: U-Net, optimizer, accelerator and the position in the run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        base: Path,
+        folders: Folders,
+        encoded: Encoded,
+        *,
+        warn: Callable[[str], None],
+        check: Callable[[], None],
+    ) -> None:
+        self.config, self.folders = config, folders
+        torch.set_flush_denormal(True)  # denormal numbers make CPUs many times slower
+        self.device = memory.choose_device(config.device)
+        self.precision = memory.choose_precision(config.precision, self.device)
+        self.accelerator = memory.make_accelerator(self.precision, self.device)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        self.unet = model.load_unet(base, dtype).to(self.device)
+        self.parameters = lora.attach(self.unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
+        plain = memory.make_optimizer(
+            config.optimizer,
+            self.parameters,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            warn=warn,
+        )
+        self.optimizer = self.accelerator.prepare(plain)
+        signal, self.prediction_type = model.load_signal(base)
+        self.denoiser = Denoiser(
+            self.unet, encoded, signal, self.prediction_type, config.seed, self.device, self.accelerator.autocast, check
+        )
+        self.batches = make_batches(config, folders)
+        self.weights = pu_loss.Weights(
+            config.objective, config.prior, self.batches.n_unlabeled, self.batches.n_paired, self.batches.n_extra
+        )
+        self.progress = Progress()
+        self.scale: Scale | None = None
+        self.first_probe: dict[str, float] = {}
+
+    def prepare(self) -> None:
+        """Settle the micro-batch, and measure the base model once: calibration and the probes' starting point."""
+        batch = max(self.batches.n_unlabeled, self.batches.n_paired + self.batches.n_extra)
+        self.micro_batch = memory.choose_micro_batch(self.config.micro_batch, batch, self.device, self._attempt)
+        if self.scale is not None:
+            return
+        with lora.disabled(self.unet):
+            self.scale = self._measure_scale()
+            self.first_probe = self._probes()
+
+    def _measure_scale(self) -> Scale:
+        config = self.config
+        if config.objective == "unsupervised":
+            return Scale("plain", 1.0)
+        if config.temperature_mode == "fixed":
+            return Scale("fixed", config.temperature)
+        base_error = calibrate(
+            self.denoiser,
+            self.folders.unlabeled,
+            samples_per_bin=config.calibration_samples,
+            micro_batch=self.micro_batch,
+        )
+        return Scale(config.temperature_mode, config.temperature, base_error, len(self.denoiser.signal))
+
+    def _attempt(self, n: int) -> None:
+        draws = [self.batches.unlabeled(0)[0]] * n
+        errors, _, _ = self.denoiser.errors(draws, 0)
+        errors.mean().backward()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _probes(self) -> dict[str, float]:
+        """Loss on sensitive images: those trained on, and those held out."""
+        piles = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
+        caption = self.folders.unlabeled[0].caption
+        arguments = {"n": PROBE_SAMPLES, "micro_batch": self.micro_batch}
+        return {k: probe(self.denoiser, self.scale, pile, caption, **arguments) for k, pile in piles.items() if pile}
+
+    def rises(self) -> dict[str, float]:
+        """By how much the loss on sensitive images has grown since the start, as a factor."""
+        return {k: v / self.first_probe[k] for k, v in self._probes().items()}
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train to the last step, yielding after each one.
+
+        Raises: NonFinite before a step that would spoil the weights. Stopped from inside an unfinished step, which
+            then has changed nothing.
+        """
+        while self.progress.step < self.config.steps:
+            started = time.perf_counter()
+            step = self.progress.step
+            sensitive = [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
+            outcome = gradient.accumulate(
+                lambda draws, step=step: self.scale.losses(*self.denoiser.errors(draws, step)),
+                self.batches.unlabeled(step),
+                sensitive,
+                self.parameters,
+                self.weights,
+                assumed_sign=self.progress.sign,
+                micro_batch=self.micro_batch,
+                backward=self.accelerator.backward,
+            )
+            grad_norm, lr = self._update(step, outcome.risks)
+            flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
+            self.progress = Progress(step + 1, outcome.sign, flips)
+            yield self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
+
+    def _update(self, step: int, risks: pu_loss.Risks) -> tuple[float, float]:
+        lr = self.config.lr * lr_factor(step, steps=self.config.steps, warmup_steps=self.config.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        # with fp16 an infinite gradient is expected now and then: its scaler skips the step and scales less
+        if not math.isfinite(risks.objective) or not (math.isfinite(grad_norm) or self.accelerator.scaler):
+            raise NonFinite(
+                f"step {step + 1}: loss {risks.objective}, gradient norm {grad_norm}. The step was not taken. "
+                "Try a lower --lr or --temperature, or --precision fp32."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return grad_norm, lr
+
+    def _report(self, risks: pu_loss.Risks, lr: float, grad_norm: float, s_per_step: float) -> StepReport:
+        return StepReport(
+            step=self.progress.step,
+            of=self.config.steps,
+            loss=risks.objective,
+            risk_unlabeled=risks.unlabeled,
+            risk_sensitive=risks.sensitive,
+            normal_risk=risks.normal,
+            ratio=risks.paired / risks.unlabeled,
+            slope=risks.slope,
+            sign_flips=self.progress.sign_flips,
+            lr=lr,
+            grad_norm=grad_norm,
+            s_per_step=s_per_step,
+            peak_mib=memory.peak_mib(self.device),
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values that `restore` takes back."""
+        tensors = {f"lora.{k}": v for k, v in lora.weights(self.unet).items()}
+        counters = {}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            for key, value in entry.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().clone()
+                else:
+                    counters[f"{index}.{key}"] = value
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        values = {**asdict(self.progress), "counters": counters, "scaler": scaler, "first_probe": self.first_probe}
+        base_error = self.scale.base_error
+        return tensors, {**values, "base_error": None if base_error is None else base_error.tolist()}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        lora.load_weights(self.unet, {k[5:]: v for k, v in tensors.items() if k.startswith("lora.")})
+        entries: dict[int, dict[str, Any]] = {}
+        named = [(k.split(".", 1)[1], v) for k, v in tensors.items() if k.startswith("optimizer.")]
+        for name, value in [*named, *values["counters"].items()]:
+            index, _, key = name.partition(".")
+            entries.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        if values["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+        self.progress = Progress(values["step"], values["sign"], values["sign_flips"])
+        self.first_probe = values["first_probe"]
+        mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
+        base_error = None if values["base_error"] is None else torch.tensor(values["base_error"])
+        self.scale = Scale(mode, self.config.temperature, base_error, len(self.denoiser.signal))
+
+
+def lr_factor(step: int, *, steps: int, warmup_steps: int) -> float:
+    """Learning rate of a step (from 0) as a share of the highest: linear rise, then a cosine to nearly 0 at the end."""
+    warmup = min(warmup_steps, steps - 1)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def make_batches(config: TrainConfig, folders: Folders) -> Batches:
+    needs_sensitive = config.objective != "unsupervised"
+    extra = round(config.sensitive_prompt_share * config.batch_sensitive)
+    return Batches(
+        folders,
+        config.seed,
+        n_unlabeled=config.batch_unlabeled,
+        n_paired=config.batch_sensitive if needs_sensitive else 0,
+        n_extra=extra if needs_sensitive and dataset.captioned(folders.sensitive) else 0,
+        caption_dropout=config.caption_dropout,
+        flip=config.flip,
+    )

@@ -1,0 +1,99 @@
+"""The LoRA file that every Stable Diffusion UI reads: kohya's key names, metadata and hashes."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .files import replacing
+
+UNET_PREFIX = "lora_unet_"
+
+
+def kohya_name(path: str) -> str:
+    """`down_blocks.0.attentions.0.proj_in` -> `lora_unet_down_blocks_0_attentions_0_proj_in`."""
+    return UNET_PREFIX + path.replace(".", "_")
+
+
+def to_kohya(weights: Mapping[str, Tensor], *, alpha: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """LoRA weights by module path (`….down`, `….up`) -> kohya's keys.
+
+    Args: alpha: written as it is; readers scale by alpha / rank.
+    Returns: three tensors for each module: lora_down.weight, lora_up.weight and a 0-d alpha. Nothing else belongs
+        into the file: Forge drops a LoRA with 13 unknown keys.
+    """
+    tensors = {}
+    for key, value in weights.items():
+        path, _, side = key.rpartition(".")
+        tensors[f"{kohya_name(path)}.lora_{side}.weight"] = value.to(dtype).contiguous()
+        tensors[f"{kohya_name(path)}.alpha"] = torch.tensor(alpha, dtype=dtype)
+    return tensors
+
+
+def standard_metadata(
+    *,
+    name: str,
+    rank: int,
+    alpha: float,
+    resolution: int,
+    base_name: str,
+    base_hash: str,
+    finished: str,
+    prediction_type: str,
+) -> dict[str, str]:
+    """The keys that UIs and LoRA managers read. All values are text, as the format demands.
+
+    Args:
+        base_name: without folders. base_hash: sha256 of the base U-Net's weights file.
+        finished: ISO 8601, UTC.
+    """
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": name,
+        "modelspec.date": finished,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
+        "ss_base_model_version": "sd_1.5",
+        "ss_v2": "False",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_network_args": "{}",
+        "ss_output_name": name,
+        "ss_sd_model_name": base_name,
+        "ss_new_sd_model_hash": base_hash,
+        "ss_resolution": f"({resolution}, {resolution})",
+    }
+
+
+def save(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file atomically, with kohya's two hashes of its content."""
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={**metadata, **_hashes(tensors, metadata)})
+
+
+def _hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """sshs_model_hash: sha256 of the tensor bytes, whatever the metadata. sshs_legacy_hash: A1111's older short one."""
+    ss = {k: v for k, v in metadata.items() if k.startswith("ss_")}
+    data = safetensors.torch.save(tensors, metadata=ss)
+    header = int.from_bytes(data[:8], "little")
+    return {
+        "sshs_model_hash": hashlib.sha256(data[8 + header :]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8],
+    }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def hashed(caption: str) -> str:
+    """A caption of sensitive images as sha256: a shared file does not tell what it hides, its maker can prove it."""
+    return hashlib.sha256(caption.encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""Device, precision, optimizer and micro-batch: what decides whether a run fits the card."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UserError
+
+OPTIMIZERS = ("adamw", "adamw8bit")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """auto: the first NVIDIA card, else Apple's GPU, else the CPU. Raises: UserError if the wanted one is not there."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {wanted}: torch sees {torch.cuda.device_count()} CUDA device(s)")
+    if device.type == "mps" and not _has_mps():
+        raise UserError("--device mps: torch sees no Apple GPU here")
+    return device
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """auto: bf16 from compute capability 8.0, else fp16; fp32 on GTX 16xx, whose fp16 makes nan, and off CUDA."""
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return "fp32"
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return "bf16"
+    return "fp32" if "GTX 16" in torch.cuda.get_device_name(device) else "fp16"
+
+
+def make_accelerator(precision: str, device: torch.device) -> Any:
+    """accelerate's autocast, fp16 scaling and clipping on one device."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the last run of this process
+    before = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # the only way to tell it cuda:1
+    try:
+        return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=device.type == "cpu")
+    finally:
+        if before is None:
+            del os.environ["ACCELERATE_TORCH_DEVICE"]
+        else:
+            os.environ["ACCELERATE_TORCH_DEVICE"] = before
+
+
+def make_optimizer(
+    name: str, parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float, warn: Callable[[str], None]
+) -> torch.optim.Optimizer:
+    """AdamW; its 8-bit form where bitsandbytes works, otherwise a warning with the cost and torch's own."""
+    if name == "adamw8bit":
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _adamw8bit(parameters, lr, weight_decay)
+        except Exception as error:  # missing, or built for another CUDA: it fails in many ways, none may end a run
+            extra_mib = 6 * sum(p.numel() for p in parameters) / 2**20  # two states of 4 bytes instead of 1
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warn(f"8-bit AdamW is not usable ({reason}); AdamW in fp32 takes {extra_mib:.0f} MiB more")
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def _adamw8bit(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    import bitsandbytes
+
+    # its native library is looked up only when it is first called: one step on a throwaway weight tells
+    trial = nn.Parameter(torch.zeros(4096, device=parameters[0].device))
+    trial.grad = torch.ones_like(trial)
+    bitsandbytes.optim.AdamW8bit([trial], lr=lr).step()
+    return bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def choose_micro_batch(wanted: int | str, batch: int, device: torch.device, attempt: Callable[[int], None]) -> int:
+    """auto: on the CPU the whole batch; on a card the largest that fits, found by trying.
+
+    Args:
+        batch: samples of the larger kind in one step; more than this is never in the model at once.
+        attempt: one forward and backward pass of that many samples.
+    Raises: torch.OutOfMemoryError if not even one sample fits.
+    """
+    if wanted != "auto":
+        return min(int(wanted), batch)
+    if device.type == "cpu":
+        return batch
+    size = batch
+    while True:
+        try:
+            attempt(size)
+            return size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = (size + 1) // 2
+            torch.cuda.empty_cache()
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory held so far: the card's where there is one, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**20
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

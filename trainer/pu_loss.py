@@ -1,0 +1,160 @@
+"""The positive-unlabeled objective: risks and step-gradient weights from per-sample losses. Knows nothing of models.
+
+l is a sample's denoising error over its temperature. With p(normal | x) = exp(-l), the loss of calling x normal is
+l, and of calling it sensitive phi(l) = -log(1 - exp(-l)). The unlabeled data are a mixture, p_U = prior * p_S +
+(1 - prior) * p_N, so the normal risk R = (1 - prior) E_N[l] = E_U[l] - prior * E_S[l] needs no normal label.
+
+    pu            prior * E_S[phi(l)] + |R|
+    nnpu          the same while R >= 0, else -R alone
+    supervised    mean over the batch of l (unlabeled) and phi(l) (sensitive)
+    unsupervised  E_U[l]
+
+Sensitive samples come in two kinds: *paired* ones carry the caption of an unlabeled sample and count in R; *extra*
+ones carry their own and count in the sensitive risk only, because under that caption there is no unlabeled data
+to subtract from.
+
+Source: Takahashi et al., ICLR 2025 (arXiv 2503.03789); nnpu: Kiryo et al., NeurIPS 2017.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+OBJECTIVES = ("pu", "nnpu", "supervised", "unsupervised")
+
+
+def sensitive_loss(losses: Tensor) -> Tensor:
+    """phi(l) = -log(1 - exp(-l)), the loss of calling a sample sensitive.
+
+    Args: losses: [n] fp32, > 0.
+    Returns: [n]; grows without bound towards l = 0, vanishes for large l.
+    """
+    # each branch sees only its own side of ln 2: autograd through `where` would turn an inf of the other into nan
+    small = losses < math.log(2)
+    near = torch.log(-torch.expm1(-losses.where(small, torch.ones_like(losses))))
+    far = torch.log1p(-torch.exp(-losses.where(~small, torch.ones_like(losses))))
+    return -torch.where(small, near, far)
+
+
+def sensitive_slope(losses: Tensor) -> Tensor:
+    """phi'(l) = -1 / (exp(l) - 1): how hard one sensitive sample pushes. Exactly 0 in fp32 above l of about 104."""
+    return -torch.exp(-losses) / -torch.expm1(-losses)
+
+
+@dataclass(frozen=True)
+class Risks:
+    """One step's risks, as floats."""
+
+    objective: float  # what is minimised
+    unlabeled: float  # E_U[l]
+    paired: float  # E_S[l] over the sensitive samples under unlabeled captions; nan without any
+    sensitive: float  # prior * E_S[phi(l)] over all sensitive samples
+    normal: float  # R
+    slope: float  # mean phi' over all sensitive samples: near 0 means that the sensitive term is dead
+
+
+def normal_risk(unlabeled: Tensor, paired: Tensor, *, prior: float) -> Tensor:
+    """Estimate (1 - prior) * E_normal[l] from what we have.
+
+    Args:
+        unlabeled: [n_u] losses of unlabeled samples.
+        paired: [n_s] losses of sensitive samples under the same captions.
+        prior: share of sensitive samples in the unlabeled set, 0 < prior < 1.
+    Returns: scalar; may be negative on a finite batch.
+    Raises: ValueError if a group is empty.
+    Source: Takahashi et al. 2025, the PU rewriting of the normal ELBO.
+    """
+    if not len(unlabeled) or not len(paired):
+        raise ValueError(f"need both groups, got {len(unlabeled)} unlabeled and {len(paired)} sensitive samples")
+    return unlabeled.mean() - prior * paired.mean()
+
+
+def objective_value(objective: str, unlabeled: Tensor, paired: Tensor, extra: Tensor, *, prior: float) -> Tensor:
+    """The objective on a full batch, differentiable: the oracle that the step gradient is tested against.
+
+    Args:
+        objective: one of OBJECTIVES.
+        unlabeled, paired, extra: [n_u], [n_s], [n_e] losses; extra may be empty.
+    Returns: scalar.
+    """
+    if objective == "unsupervised":
+        return unlabeled.mean()
+    sensitive = torch.cat([paired, extra])
+    if objective == "supervised":
+        return torch.cat([unlabeled, sensitive_loss(sensitive)]).mean()
+    risk = normal_risk(unlabeled, paired, prior=prior)
+    if objective == "nnpu" and risk < 0:
+        return -risk
+    return prior * sensitive_loss(sensitive).mean() + risk.abs()
+
+
+def risks(objective: str, unlabeled: Tensor, paired: Tensor, extra: Tensor, *, prior: float) -> Risks:
+    """All parts of one step's objective, for the log and for the sign that the gradient needs."""
+    nan = float("nan")
+    value = objective_value(objective, unlabeled, paired, extra, prior=prior).item()
+    if objective == "unsupervised":
+        return Risks(value, unlabeled.mean().item(), nan, nan, nan, nan)
+    sensitive = torch.cat([paired, extra])
+    return Risks(
+        objective=value,
+        unlabeled=unlabeled.mean().item(),
+        paired=paired.mean().item(),
+        sensitive=prior * sensitive_loss(sensitive).mean().item(),
+        normal=normal_risk(unlabeled, paired, prior=prior).item(),
+        slope=sensitive_slope(sensitive).mean().item(),
+    )
+
+
+def sign(normal: float) -> int:
+    """The sign s of R by which the step gradient is weighed; R = 0 counts as positive."""
+    return -1 if normal < 0 else 1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Turns losses into the gradient of the whole batch, sample by sample: d objective = sum_i w_i * d l_i.
+
+    A micro-batch knows neither the batch's size nor the sign of R, so both are arguments. That is what makes the
+    sum over any micro-batches, in any order, the gradient of the full batch: |R| of a part is not a part of |R|.
+    """
+
+    objective: str
+    prior: float
+    n_unlabeled: int
+    n_paired: int
+    n_extra: int
+
+    def unlabeled(self, losses: Tensor) -> Tensor:
+        """[n] losses -> [n] weights, still without the factor s (`unlabeled_factor`)."""
+        return torch.full_like(losses, 1 / self._unlabeled_count)
+
+    def unlabeled_factor(self, s: int) -> int:
+        """What the summed unlabeled gradient is multiplied with once s is known."""
+        return s if self.depends_on_sign else 1
+
+    def sensitive(self, losses: Tensor, is_extra: Tensor, s: int) -> Tensor:
+        """Weights of sensitive samples under an assumed sign.
+
+        Args:
+            losses: [n], detached.
+            is_extra: [n] bool, samples under their own caption: outside R.
+            s: sign of R.
+        Returns: [n].
+        """
+        if self.objective == "supervised":
+            return sensitive_slope(losses) / self._unlabeled_count
+        pull = torch.zeros_like(losses)
+        if self.objective == "pu" or s > 0:
+            pull = self.prior * sensitive_slope(losses) / (self.n_paired + self.n_extra)
+        return pull - (~is_extra) * (self.prior * s / self.n_paired)
+
+    @property
+    def depends_on_sign(self) -> bool:
+        return self.objective in ("pu", "nnpu")
+
+    @property
+    def _unlabeled_count(self) -> int:
+        whole = self.n_unlabeled + self.n_paired + self.n_extra
+        return whole if self.objective == "supervised" else self.n_unlabeled

@@ -1,0 +1,159 @@
+"""Pictures from a model, with or without a LoRA: diffusers' pipeline and DDIM sampler. Also the `sample` command."""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import UserError
+from .files import replacing
+
+PIXELS_AT_ONCE = 640**2  # one 512 px picture, or a hundred of 64 px
+
+
+def pictures(
+    pipe: Any,
+    prompt: str,
+    *,
+    seeds: Sequence[int],
+    resolution: int,
+    steps: int,
+    guidance: float,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """One picture for each seed; the same seed starts from the same noise in every batch and on every device.
+
+    Args:
+        pipe: from model.load_pipeline. guidance: 1 means none.
+        check: called before each sampler step; may raise.
+    Returns: [n, resolution, resolution, 3] uint8.
+    """
+    import torch
+
+    size = max(1, PIXELS_AT_ONCE // resolution**2)
+    shape = (1, pipe.unet.config.in_channels, resolution // 8, resolution // 8)
+
+    def on_step(*arguments: Any) -> dict:
+        check()
+        return {}
+
+    made = []
+    for i in range(0, len(seeds), size):
+        check()
+        chunk = seeds[i : i + size]
+        latents = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in chunk])
+        made.append(
+            pipe(
+                [prompt] * len(chunk),
+                latents=latents.to(pipe.unet.device, pipe.unet.dtype),
+                height=resolution,
+                width=resolution,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type="np",
+                callback_on_step_end=on_step,
+            ).images
+        )
+    return (np.concatenate(made) * 255).round().astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
+    """[n, h, w, 3] uint8 -> one picture, as square as it gets, two white pixels apart."""
+    n, height, width, _ = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * (height + 2), i % columns * (width + 2)
+        sheet[y : y + height, x : x + width] = image
+    return Image.fromarray(sheet)
+
+
+def save_grid(images: np.ndarray, path: Path) -> None:
+    with replacing(path) as temporary:
+        grid(images).save(temporary)
+
+
+def add_lora(pipe: Any, path: Path, strength: float) -> None:
+    """Load a LoRA file as any user of diffusers does. Raises: UserError if it does not fit the model."""
+    try:
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+    except Exception as error:  # diffusers, peft and safetensors each raise their own
+        raise UserError(f"--lora: {path} does not fit this model ({str(error).splitlines()[0]})") from None
+    pipe.set_adapters(pipe.get_list_adapters()["unet"], strength)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer sample", description="Make pictures with a LoRA.", allow_abbrev=False
+    )
+    parser.add_argument("--base", default="builtin", help="model folder in diffusers layout, or 'builtin' [builtin]")
+    parser.add_argument("--lora", type=Path, help="LoRA file; without it the base model")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA [1]")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--seeds", type=_seeds, default=list(range(16)), help="such as 0-15 or 3,5,8 [0-15]")
+    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file [grid.png]")
+    parser.add_argument("--resolution", type=_resolution, help="pixels [512; 64 for builtin]")
+    parser.add_argument("--steps", type=_positive, default=25, help="of the sampler [25]")
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1: none [7.5; 1 for builtin]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
+    return parser
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    if not seeds:
+        raise ValueError(text)
+    return seeds
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def _resolution(text: str) -> int:
+    if int(text) < 8 or int(text) % 8:
+        raise argparse.ArgumentTypeError("must be a multiple of 8")
+    return int(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The `sample` command. Raises: UserError. Returns: exit code."""
+    from .builtin import MODEL
+
+    options = make_parser().parse_args(argv)
+    is_builtin = options.base == "builtin"
+    base = MODEL if is_builtin else Path(options.base)
+    if options.lora and not options.lora.is_file():
+        raise UserError(f"--lora: no file {options.lora}")
+    if options.out.suffix.lower() != ".png":
+        raise UserError(f"--out: {options.out} must end in .png")
+    if not base.exists():
+        raise UserError(f"--base: {base} does not exist")
+    from . import memory, model
+
+    model.check(base)
+    device = memory.choose_device(options.device)
+    pipe = model.load_pipeline(base).to(device)
+    if options.lora:
+        add_lora(pipe, options.lora, options.strength)
+    images = pictures(
+        pipe,
+        options.prompt,
+        seeds=options.seeds,
+        resolution=options.resolution or (64 if is_builtin else 512),
+        steps=options.steps,
+        guidance=options.guidance or (1.0 if is_builtin else 7.5),
+    )
+    save_grid(images, options.out)
+    print(options.out)
+    return 0

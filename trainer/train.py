@@ -1,0 +1,180 @@
+"""One run: phase 1 (encode), phase 2 (train the LoRA), and what is saved of it when."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import __version__, lora, lora_file, memory, model
+from .builtin import MODEL
+from .config import BUILTIN, TrainConfig
+from .dataset import Folders
+from .encode import encode
+from .errors import NonFinite, Stopped
+from .loop import Loop, StepReport
+from .run_dir import RunDir
+
+CHECKPOINTS = 10  # states and probes over a run
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
+
+Emit = Callable[..., None]  # emit(event, **fields)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What pictures and report need after training."""
+
+    unet: nn.Module  # with its LoRA
+    device: torch.device
+    base: Path
+    folders: Folders
+    rises: dict[str, float]  # see Loop.rises
+
+
+def base_folder(config: TrainConfig) -> Path:
+    return MODEL if config.base == BUILTIN else Path(config.base)
+
+
+def picture_prompt(config: TrainConfig, folders: Folders) -> str:
+    """What pictures are made with: --prompt, or the first caption where every image has its own."""
+    return config.prompt or folders.unlabeled[0].caption
+
+
+def run(
+    config: TrainConfig,
+    folders: Folders,
+    run_dir: RunDir,
+    *,
+    is_resume: bool,
+    emit: Emit,
+    check: Callable[[], None],
+    picture: Callable[[nn.Module, torch.device, int], None],
+) -> Trained:
+    """Train and save the LoRA.
+
+    Args:
+        check: raises Stopped when the user asked for it; called before each pass through a model.
+        picture: makes the pictures during training (--sample-every) from (U-Net, device, step).
+    Raises: Stopped or NonFinite after saving LoRA and state of the last finished step; UserError.
+    """
+    base = base_folder(config)
+    loop = _load(config, base, folders, run_dir, emit, check)
+    if is_resume:
+        loop.restore(*run_dir.load_state())
+        run_dir.truncate_events(loop.progress.step)
+    emit("phase", name="calibrate")
+    loop.prepare()
+    emit("phase", name="train", micro_batch=loop.micro_batch, precision=loop.precision, device=str(loop.device))
+    report, rises = None, {}
+    try:
+        for report in loop.steps():
+            emit("step", **asdict(report))
+            if report.step % max(1, config.steps // CHECKPOINTS) == 0 or report.step == config.steps:
+                rises = _checkpoint(loop, run_dir, emit)
+            if config.sample_every and report.step % config.sample_every == 0 and report.step < config.steps:
+                _try_picture(picture, loop, report.step, emit)
+    except (Stopped, NonFinite):
+        if loop.progress.step:
+            run_dir.save_state(loop.progress.step, *loop.state())
+            save_lora(config, base, folders, run_dir, loop, report)
+        raise
+    save_lora(config, base, folders, run_dir, loop, report)
+    if not config.keep_cache:
+        run_dir.remove_cache()
+    return Trained(loop.unet, loop.device, base, folders, rises or loop.rises())
+
+
+def _load(
+    config: TrainConfig, base: Path, folders: Folders, run_dir: RunDir, emit: Emit, check: Callable[[], None]
+) -> Loop:
+    def progress(what: str, done: int, of: int) -> None:
+        check()
+        emit("phase", name="encode", what=what, done=done, total=of)
+
+    samples = [*folders.unlabeled, *folders.sensitive, *folders.held_out]
+    encoded = encode(
+        samples,
+        {"", *(s.caption for s in samples if s.caption)},
+        base=base,
+        resolution=config.resolution,
+        flips=(False, True) if config.flip else (False,),
+        folder=run_dir.cache,
+        device=memory.choose_device(config.device),
+        progress=progress,
+    )
+    emit("phase", name="load")
+    warn = lambda text: emit("warning", message=text)  # noqa: E731
+    return Loop(config, base, folders, encoded, warn=warn, check=check)
+
+
+def _checkpoint(loop: Loop, run_dir: RunDir, emit: Emit) -> dict[str, float]:
+    """Save the state, and look whether unlearning carries over to sensitive images it has not seen."""
+    rises = loop.rises()
+    run_dir.save_state(loop.progress.step, *loop.state())
+    emit("checkpoint", step=loop.progress.step, of=loop.config.steps, rises=rises)
+    return rises
+
+
+def _try_picture(picture: Callable, loop: Loop, step: int, emit: Emit) -> None:
+    try:
+        picture(loop.unet, loop.device, step)
+    except Exception as error:  # a picture is never worth a run
+        emit("warning", message=f"no picture at step {step}: {error}")
+
+
+def save_lora(
+    config: TrainConfig, base: Path, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
+) -> None:
+    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
+    standard = lora_file.standard_metadata(
+        name=run_dir.name,
+        rank=config.rank,
+        alpha=config.effective_alpha,
+        resolution=config.resolution,
+        base_name="pu-unlearn miniature" if config.base == BUILTIN else base.name,
+        base_hash=model.part_hash(base, "unet"),
+        finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        prediction_type=loop.prediction_type,
+    )
+    own = {
+        "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
+        "pu_sensitive_captions": _public_captions(config, folders),
+        "pu_counts": json.dumps({k: len(getattr(folders, k)) for k in ("unlabeled", "sensitive", "held_out")}),
+        "pu_prior": str(config.prior),
+        "pu_steps": str(loop.progress.step),
+        "pu_base_error": json.dumps(None if loop.scale.base_error is None else loop.scale.base_error.tolist()),
+        "pu_risks": json.dumps(_finite(asdict(last)) if last else None),
+        "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
+    }
+    tensors = lora_file.to_kohya(
+        lora.weights(loop.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
+    )
+    lora_file.save(run_dir.lora, tensors, {**standard, **own})
+
+
+def _public_config(config: TrainConfig) -> dict[str, Any]:
+    """The settings without anything that tells about the user's disk or the sensitive images."""
+    values = config.model_dump()
+    public = {k: v.name if isinstance(v, Path) else v for k, v in values.items()}
+    public["base"] = Path(config.base).name
+    if config.metadata == "safe" and config.sensitive_prompt:
+        public["sensitive_prompt"] = lora_file.hashed(config.sensitive_prompt)
+    return public
+
+
+def _public_captions(config: TrainConfig, folders: Folders) -> str:
+    captions = sorted({s.caption for s in folders.sensitive if s.caption})
+    return json.dumps(captions if config.metadata == "full" else [lora_file.hashed(c) for c in captions])
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan: absent risks become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -79,9 +79,7 @@ def _train(config: TrainConfig, folders: Folders, run_dir: RunDir, console: Cons
         from . import evaluate, report, train
 
         prompt = train.picture_prompt(config, folders)
-        picture = evaluate.picture_at_step(
-            config, train.base_folder(config), prompt, run_dir, emit=console.emit, check=check
-        )
+        picture = evaluate.picture_at_step(config, prompt, run_dir, emit=console.emit, check=check)
         trained = train.run(
             config, folders, run_dir, is_resume=is_resume, emit=console.emit, check=check, picture=picture
         )

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class _Parser(argparse.ArgumentParser):
     """Collects what argparse would exit on, so that it can be reported together with the rest."""
 
     def error(self, message: str) -> Any:
-        raise UserError(message)
+        raise UserError(re.sub(r"^argument (--[\w-]+)[^:]*:", r"\1:", message))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -331,3 +332,7 @@ def schema() -> dict[str, Any]:
         name: full[name] for name, field in TrainConfig.model_fields.items() if field.json_schema_extra["exposed"]
     }
     return {"version": 1, "presets": list(PRESETS), "fields": exposed}
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=1, ensure_ascii=False))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from . import lora, model
 from .config import BUILTIN, TrainConfig
@@ -106,15 +105,15 @@ def before_after(
     if not seeds:
         return Evaluation(prompt, None, None, None, None, None)
     emit("phase", name="pictures")
-    make = _maker(config, trained.base, trained.unet, trained.device, prompt, check)
+    make = maker(config, trained, check)
     judge = DigitJudge() if config.base == BUILTIN and config.rate_images else None
     grids, rates = {}, {}
     for kind in ("before", "after"):
         if kind == "before":
             with lora.disabled(trained.unet):
-                images = make(seeds)
+                images = make(prompt, seeds)
         else:
-            images = make(seeds)
+            images = make(prompt, seeds)
         if config.images:
             grids[kind] = run_dir.samples / f"{kind}.png"
             save_grid(images[: config.images], grids[kind])
@@ -132,25 +131,25 @@ def before_after(
 
 
 def picture_at_step(
-    config: TrainConfig, base: Path, prompt: str, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
-) -> Callable[[nn.Module, object, int], None]:
+    config: TrainConfig, prompt: str, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
+) -> Callable[[Trained, int], None]:
     """What `train.run` calls for --sample-every: a grid of the seeds that before and after use."""
 
-    def picture(unet: nn.Module, device: object, step: int) -> None:
-        make = _maker(config, base, unet, device, prompt, check)
+    def picture(so_far: Trained, step: int) -> None:
         path = run_dir.samples / f"step{step:06d}.png"
-        save_grid(make(list(range(max(1, config.images)))), path)
+        save_grid(maker(config, so_far, check)(prompt, list(range(max(1, config.images)))), path)
         emit("sample", kind="step", step=step, path=str(path), prompt=prompt)
 
     return picture
 
 
-def _maker(
-    config: TrainConfig, base: Path, unet: nn.Module, device: object, prompt: str, check: Callable[[], None]
-) -> Callable[[list[int]], np.ndarray]:
-    pipe = model.load_pipeline(base, unet).to(device)
+def maker(
+    config: TrainConfig, trained: Trained, check: Callable[[], None] = lambda: None
+) -> Callable[[str, list[int]], np.ndarray]:
+    """A function (prompt, seeds) -> pictures [n, h, w, 3] uint8 of the U-Net as it is when called."""
+    pipe = model.load_pipeline(trained.base, trained.unet).to(trained.device)
 
-    def make(seeds: list[int]) -> np.ndarray:
+    def make(prompt: str, seeds: list[int]) -> np.ndarray:
         return pictures(
             pipe,
             prompt,

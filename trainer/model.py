@@ -71,7 +71,8 @@ def part_hash(base: Path, part: str) -> str:
 
 def _arguments(base: Path, part: str, dtype: torch.dtype) -> dict[str, Any]:
     variant = "fp16" if weights_file(base, part).name.endswith(".fp16.safetensors") else None
-    return {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
+    name = "dtype" if part == "text_encoder" else "torch_dtype"  # transformers' word, diffusers' word
+    return {name: dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
 
 
 def load_vae(base: Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -143,6 +143,8 @@ class Weights:
             s: sign of R.
         Returns: [n].
         """
+        if self.objective == "unsupervised":
+            return torch.zeros_like(losses)
         if self.objective == "supervised":
             return sensitive_slope(losses) / self._unlabeled_count
         pull = torch.zeros_like(losses)

@@ -1,16 +1,18 @@
 """One run's folder: config.toml, events.jsonl, state/, cache/, samples/. Everything in it is whole or absent."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .files import replacing, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RunDir:
@@ -49,6 +51,8 @@ class RunDir:
 
     def save_state(self, step: int, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
         """Keep what a resume needs. state.json is written last and names its tensors: a kill leaves the older pair."""
+        from safetensors.torch import save_file
+
         file = f"step{step:08d}.safetensors"
         with replacing(self._state / file) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
@@ -59,6 +63,8 @@ class RunDir:
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Raises: UserError if the state is missing or damaged."""
+        from safetensors.torch import load_file
+
         try:
             values = json.loads((self._state / "state.json").read_text(encoding="utf-8"))
             return load_file(self._state / Path(values["tensors"]).name), values

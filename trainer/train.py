@@ -56,13 +56,13 @@ def run(
     is_resume: bool,
     emit: Emit,
     check: Callable[[], None],
-    picture: Callable[[nn.Module, torch.device, int], None],
+    picture: Callable[[Trained, int], None],
 ) -> Trained:
     """Train and save the LoRA.
 
     Args:
         check: raises Stopped when the user asked for it; called before each pass through a model.
-        picture: makes the pictures during training (--sample-every) from (U-Net, device, step).
+        picture: makes the pictures during training (--sample-every) from (what is trained so far, step).
     Raises: Stopped or NonFinite after saving LoRA and state of the last finished step; UserError.
     """
     base = base_folder(config)
@@ -80,7 +80,7 @@ def run(
             if report.step % max(1, config.steps // CHECKPOINTS) == 0 or report.step == config.steps:
                 rises = _checkpoint(loop, run_dir, emit)
             if config.sample_every and report.step % config.sample_every == 0 and report.step < config.steps:
-                _try_picture(picture, loop, report.step, emit)
+                _try_picture(picture, Trained(loop.unet, loop.device, base, folders, rises), report.step, emit)
     except (Stopped, NonFinite):
         if loop.progress.step:
             run_dir.save_state(loop.progress.step, *loop.state())
@@ -123,9 +123,9 @@ def _checkpoint(loop: Loop, run_dir: RunDir, emit: Emit) -> dict[str, float]:
     return rises
 
 
-def _try_picture(picture: Callable, loop: Loop, step: int, emit: Emit) -> None:
+def _try_picture(picture: Callable[[Trained, int], None], so_far: Trained, step: int, emit: Emit) -> None:
     try:
-        picture(loop.unet, loop.device, step)
+        picture(so_far, step)
     except Exception as error:  # a picture is never worth a run
         emit("warning", message=f"no picture at step {step}: {error}")
 

@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..evaluate import DigitJudge, Rate
+from ..model import load_pipeline
+from ..sample import pictures, save_grid
 from . import CLASSIFIER, HERE, MODEL, digits
 from .classifier import DigitClassifier, classify
 from .classifier import load as load_classifier
@@ -247,30 +249,20 @@ def _latents(part: digits.Digits) -> Tensor:
     return torch.cat([model.encode(c).latent_dist.mode() for c in x.split(250)]) * model.config.scaling_factor
 
 
-@torch.no_grad()
 def check(n: int = 500) -> None:
     """Print what the base model makes under each kind of prompt, and write a picture of its digits."""
-    pipe = StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-    judge = load_classifier()
     _accuracy()
+    pipe, judge = load_pipeline(MODEL), DigitJudge()
 
-    def make(prompt: str, n: int) -> Tensor:
-        latents = torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-        parts = [
-            pipe([prompt] * len(c), latents=c, num_inference_steps=25, guidance_scale=1, output_type="np").images
-            for c in latents.split(100)
-        ]
-        return torch.from_numpy((np.concatenate(parts).mean(-1) * 255).round().astype(np.uint8))
+    def rate(prompt: str, n: int) -> tuple[Rate, np.ndarray]:
+        images = pictures(pipe, prompt, seeds=range(n), resolution=digits.SIZE_PX, steps=25, guidance=1)
+        return judge.rate(images), images
 
-    images = make(digits.PROMPT, n)
-    found, _ = classify(judge, images)
-    print("a photo of a digit:", torch.bincount(found, minlength=10).tolist())
-    own = [classify(judge, make(digits.own_prompt(d), 50))[0].eq(d).float().mean().item() for d in range(10)]
-    print("own prompts:", own)
-    sheet = images[:100].reshape(10, 10, 64, 64).permute(0, 2, 1, 3).reshape(640, 640)
-    Image.fromarray(sheet.numpy()).save(HERE / "check.png")
+    found, images = rate(digits.PROMPT, n)
+    print(f"{digits.PROMPT}: {found}")
+    own = {name: rate(digits.own_prompt(i), 50)[0].per_class[name] / 50 for i, name in enumerate(digits.NAMES)}
+    print("followed prompts:", own)
+    save_grid(images[:100], HERE / "check.png")
 
 
 if __name__ == "__main__":

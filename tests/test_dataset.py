@@ -1,0 +1,207 @@
+"""Folders as users have them: formats, captions, broken files; and which samples make up a step."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer import dataset
+from trainer.dataset import Batches, Folders, Sample
+from trainer.errors import UserError
+
+
+def picture(seed=0, size=(80, 64)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def piles(tmp_path):
+    for name, n in (("u", 4), ("s", 5)):
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            picture(i).save(tmp_path / name / f"{i}.png")
+    return tmp_path / "u", tmp_path / "s"
+
+
+def scan(u, s, **changes):
+    settings = {"prompt": "a photo", "sensitive_prompt": None, "skip_bad_images": False, "seed": 0, **changes}
+    return dataset.scan(u, s, **settings)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp", "bmp"])
+def test_formats(tmp_path, suffix):
+    picture().save(tmp_path / f"x.{suffix}")
+    assert dataset.read_image(tmp_path / f"x.{suffix}", 64).shape == (64, 64, 3)
+    assert len(dataset.scan(tmp_path, None, **SCAN).unlabeled) == 1
+
+
+SCAN = {"prompt": "p", "sensitive_prompt": None, "skip_bad_images": False, "seed": 0}
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (64, 64), "black")
+    image.paste("red", (0, 0, 64, 16))
+    exif = image.getexif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise: the top becomes the right
+    image.save(tmp_path / "x.png", exif=exif)
+    found = dataset.read_image(tmp_path / "x.png", 64)
+    assert found[32, 60].tolist() == [255, 0, 0]
+    assert found[4, 4].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_becomes_white(tmp_path, mode):
+    image = Image.new("RGBA", (64, 64), (255, 0, 0, 0)).convert(mode)
+    if mode == "P":
+        image = Image.new("P", (64, 64), 0)
+        image.putpalette([255, 0, 0])
+        image.info["transparency"] = 0
+    image.save(tmp_path / "x.png", **({"transparency": 0} if mode == "P" else {}))
+    assert (dataset.read_image(tmp_path / "x.png", 64) == 255).all()
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((64, 64), 128 * 257, dtype=np.uint16)).save(tmp_path / "x.png")
+    assert (dataset.read_image(tmp_path / "x.png", 64) == 128).all()
+
+
+def test_grey_and_palette_and_cmyk(tmp_path):
+    Image.new("L", (64, 64), 77).save(tmp_path / "grey.png")
+    Image.new("RGB", (64, 64), (1, 2, 3)).quantize(4).save(tmp_path / "palette.png")
+    Image.new("CMYK", (64, 64), (0, 0, 0, 0)).save(tmp_path / "cmyk.jpg")
+    assert dataset.read_image(tmp_path / "grey.png", 64)[0, 0].tolist() == [77] * 3
+    assert dataset.read_image(tmp_path / "palette.png", 64)[0, 0].tolist() == [1, 2, 3]
+    assert (dataset.read_image(tmp_path / "cmyk.jpg", 64) > 250).all()
+
+
+def test_centre_crop(tmp_path):
+    image = Image.new("RGB", (192, 64), "black")
+    image.paste("white", (64, 0, 128, 64))
+    image.save(tmp_path / "x.png")
+    assert (dataset.read_image(tmp_path / "x.png", 64) == 255).all()
+
+
+def damage(folder, kind):
+    path = folder / "1.png"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "text":
+        path.write_text("<html>not found</html>")
+    else:
+        Image.new("1", (11_000, 10_000)).save(path)
+    return {"empty": "0 bytes", "truncated": "cannot be read", "text": "cannot be read", "huge": "huge"}[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "text", "huge"])
+def test_a_bad_image_is_named_and_only_skipped_when_asked(piles, kind):
+    message = damage(piles[0], kind)
+    with pytest.raises(UserError, match=rf"1\.png: .*{message}") as error:
+        scan(*piles)
+    assert "--skip-bad-images" in str(error.value)
+    found = scan(*piles, skip_bad_images=True)
+    assert len(found.unlabeled) == 3
+    assert [message in s for s in found.skipped] == [True]
+
+
+def test_empty_folder_says_what_it_looked_for(tmp_path, piles):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no images \(looked for \.png"):
+        scan(tmp_path / "empty", piles[1])
+
+
+def test_captions(piles):
+    (piles[0] / "0.txt").write_text("  a cat\nasleep \n", encoding="utf-8")
+    (piles[0] / "1.caption").write_text("\ufeffa dog", encoding="utf-8")
+    (piles[0] / "2.txt").write_text("\n")
+    (piles[1] / "0.txt").write_text("a fox")
+    found = scan(*piles, sensitive_prompt="a wolf")
+    assert [s.caption for s in found.unlabeled] == ["a cat asleep", "a dog", "a photo", "a photo"]
+    own = {s.path.name: s.caption for s in [*found.sensitive, *found.held_out]}
+    assert own == {"0.png": "a fox", **{f"{i}.png": "a wolf" for i in range(1, 5)}}
+
+
+def test_missing_captions_are_an_error(piles):
+    (piles[0] / "0.txt").write_text("a cat")
+    with pytest.raises(UserError, match=r"3 of 4 images have no caption .*--prompt"):
+        scan(*piles, prompt=None)
+
+
+def test_caption_in_another_encoding(piles):
+    (piles[0] / "0.txt").write_bytes("häh".encode("latin-1"))
+    with pytest.raises(UserError, match=r"0\.txt: not UTF-8"):
+        scan(*piles)
+
+
+def test_two_sensitive_images_are_held_out(piles):
+    found = scan(*piles)
+    assert len(found.held_out) == 2
+    assert len(found.sensitive) == 3
+    assert not {s.path for s in found.held_out} & {s.path for s in found.sensitive}
+    assert scan(*piles, seed=1).held_out != scan(*piles, seed=2).held_out or scan(*piles, seed=3) != found
+
+
+def test_too_few_sensitive_images(piles):
+    for i in range(2, 5):
+        (piles[1] / f"{i}.png").unlink()
+    with pytest.raises(UserError, match="2 sensitive images; at least 3"):
+        scan(*piles)
+
+
+@pytest.fixture
+def batches(tmp_path):
+    u = [Sample(tmp_path / f"u{i}", f"caption {i}") for i in range(7)]
+    s = [Sample(tmp_path / f"s{i}", "own" if i % 2 else None) for i in range(5)]
+    return Batches(Folders(u, s, [], []), seed=3, n_unlabeled=4, n_paired=3, n_extra=2)
+
+
+def test_each_epoch_shows_every_sample_once(batches):
+    seen = [d.sample.path.name for step in range(7) for d in batches.unlabeled(step)]
+    for epoch in range(4):
+        assert sorted(seen[epoch * 7 : epoch * 7 + 7]) == [f"u{i}" for i in range(7)]
+    assert seen[:7] != seen[7:14]
+
+
+def test_a_step_is_a_pure_function_of_seed_and_step(batches):
+    forward = [(batches.unlabeled(k), batches.sensitive(k)) for k in range(5)]
+    backward = [(batches.unlabeled(k), batches.sensitive(k)) for k in reversed(range(5))]
+    assert forward == backward[::-1]
+
+
+def test_sensitive_samples_carry_the_caption_of_an_unlabeled_one(batches):
+    for step in range(5):
+        captions = [d.caption for d in batches.unlabeled(step)]
+        *paired, first, second = batches.sensitive(step)
+        assert [d.caption for d in paired] == captions[:3]
+        assert not any(d.is_extra for d in paired)
+        for extra in (first, second):
+            assert extra.is_extra
+            assert extra.caption == extra.sample.caption == "own"
+        positions = [d.position for d in [*batches.unlabeled(step), *batches.sensitive(step)]]
+        assert positions == list(range(9))
+
+
+def test_caption_dropout_drops_pairs_together(batches):
+    dropping = Batches(batches.folders, 3, 4, 3, 2, caption_dropout=0.5)
+    empty = 0
+    for step in range(20):
+        captions = [d.caption for d in dropping.unlabeled(step)]
+        assert [d.caption for d in dropping.sensitive(step)[:3]] == captions[:3]
+        empty += captions.count("")
+    assert 25 < empty < 55  # of 80
+
+
+def test_noise_and_timestep():
+    shape = (4, 8, 8)
+    noise, t = dataset.noise_and_t(0, 5, 2, shape, 1000)
+    again, t_again = dataset.noise_and_t(0, 5, 2, shape, 1000)
+    assert (noise == again).all()
+    assert t == t_again
+    for other in ((1, 5, 2), (0, 6, 2), (0, 5, 3)):
+        assert not np.array_equal(noise, dataset.noise_and_t(*other, shape, 1000)[0])
+    many = [dataset.noise_and_t(0, step, 0, shape, 1000) for step in range(400)]
+    assert 0 <= min(m[1] for m in many) < 30
+    assert 970 < max(m[1] for m in many) <= 999
+    values = np.stack([m[0] for m in many])
+    assert abs(values.mean()) < 0.01
+    assert abs(values.std() - 1) < 0.01

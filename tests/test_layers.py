@@ -1,0 +1,83 @@
+"""Who may import whom: the layout of the design, kept by a test."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TRAINER = Path(__file__).parents[1] / "trainer"
+EVERYWHERE = {"errors", "files"}
+ALLOWED = {
+    "__init__": set(),
+    "errors": set(),
+    "files": set(),
+    "config": set(),
+    "dataset": set(),
+    "diffusion": set(),
+    "pu_loss": set(),
+    "gradient": {"pu_loss"},
+    "model": {"diffusion"},
+    "lora": set(),
+    "lora_file": set(),
+    "memory": set(),
+    "run_dir": set(),
+    "encode": {"dataset", "model"},
+    "denoise": {"dataset", "diffusion", "encode"},
+    "loop": {"config", "dataset", "denoise", "encode", "gradient", "lora", "memory", "model", "pu_loss"},
+    "train": {"__init__", "builtin", "config", "dataset", "encode", "loop", "lora", "lora_file", "memory", "model"}
+    | {"run_dir"},
+    "sample": {"builtin", "memory", "model"},
+    "evaluate": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},
+    "report": {"config", "evaluate", "run_dir", "train"},
+    "console": {"run_dir"},
+    "__main__": {
+        "builtin",
+        "config",
+        "console",
+        "dataset",
+        "evaluate",
+        "model",
+        "report",
+        "run_dir",
+        "sample",
+        "train",
+    },
+}
+
+
+def own_imports(path):
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {name.split(".")[0] for name in names}
+    return {"__init__" if name == "__version__" else name for name in found}
+
+
+def test_every_module_is_listed():
+    assert {path.stem for path in TRAINER.glob("*.py")} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_imports_stay_in_their_layer(name):
+    assert own_imports(TRAINER / f"{name}.py") <= ALLOWED[name] | EVERYWHERE
+
+
+def test_imports_inside_the_package_are_relative():
+    for path in TRAINER.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            assert not any(n.split(".")[0] == "trainer" for n in names), path
+
+
+def test_what_answers_at_once_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, trainer.__main__, trainer.model, trainer.sample;"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TRAINER.parent, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,97 @@
+"""Choices of device, precision, optimizer and micro-batch, without the cards they are about."""
+
+import sys
+
+import pytest
+import torch
+
+from trainer import memory
+from trainer.errors import UserError
+
+
+def card(monkeypatch, capability, name):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "wanted"),
+    [
+        ((8, 6), "NVIDIA GeForce RTX 3060", "bf16"),
+        ((7, 5), "NVIDIA GeForce RTX 2060", "fp16"),
+        ((7, 5), "NVIDIA GeForce GTX 1660 SUPER", "fp32"),
+        ((6, 1), "NVIDIA GeForce GTX 1080", "fp16"),
+    ],
+)
+def test_auto_precision_follows_the_card(monkeypatch, capability, name, wanted):
+    card(monkeypatch, capability, name)
+    assert memory.choose_precision("auto", torch.device("cuda")) == wanted
+    assert memory.choose_precision("fp32", torch.device("cuda")) == "fp32"
+
+
+def test_the_cpu_computes_in_fp32():
+    assert memory.choose_precision("auto", torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a card")
+def test_a_device_that_is_not_there():
+    assert memory.choose_device("auto").type in ("cpu", "mps")
+    with pytest.raises(UserError, match=r"cuda:3: torch sees 0 CUDA"):
+        memory.choose_device("cuda:3")
+
+
+def test_micro_batch_auto_finds_the_largest_that_fits():
+    tried = []
+
+    def attempt(n):
+        tried.append(n)
+        if n > 5:
+            raise torch.OutOfMemoryError
+
+    cuda = torch.device("cuda")
+    assert memory.choose_micro_batch("auto", 16, cuda, attempt) == 4
+    assert tried == [16, 8, 4]
+    assert memory.choose_micro_batch("auto", 16, torch.device("cpu"), attempt) == 16
+    assert memory.choose_micro_batch(3, 16, cuda, attempt) == 3
+    assert memory.choose_micro_batch(99, 16, cuda, attempt) == 16
+
+
+def test_micro_batch_auto_gives_up_when_one_sample_does_not_fit():
+    def attempt(n):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.choose_micro_batch("auto", 16, torch.device("cuda"), attempt)
+
+
+def make(name, warnings):
+    parameters = [torch.nn.Parameter(torch.zeros(2**20))]
+    return memory.make_optimizer(name, parameters, lr=0.1, weight_decay=0.0, warn=warnings.append)
+
+
+def test_8_bit_adamw_is_bitsandbytes():
+    warnings = []
+    assert type(make("adamw8bit", warnings)).__module__.startswith("bitsandbytes")
+    assert warnings == []
+
+
+@pytest.mark.parametrize("fault", [None, RuntimeError("no CUDA setup\nlong advice")])
+def test_missing_or_failing_bitsandbytes_costs_memory_not_the_run(monkeypatch, fault):
+    if fault is None:
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # import raises
+    else:
+
+        def fail(*arguments):
+            raise fault
+
+        monkeypatch.setattr(memory, "_adamw8bit", fail)
+    warnings = []
+    assert type(make("adamw8bit", warnings)) is torch.optim.AdamW
+    assert len(warnings) == 1
+    assert "6 MiB more" in warnings[0]
+    assert "long advice" not in warnings[0]
+
+
+def test_peak_memory_is_at_least_what_is_held():
+    held = torch.ones(64 * 2**20 // 4)
+    assert memory.peak_mib(torch.device("cpu")) > held.numel() * 4 / 2**20

@@ -223,3 +223,13 @@ def test_out_of_memory_has_its_own_exit_code(digit_folders, tmp_path, monkeypatc
     monkeypatch.setattr(denoise.Denoiser, "errors", errors)
     assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path)]) == 3
     assert "--micro-batch 1" in capsys.readouterr().err
+
+
+def test_half_precision_trains_and_makes_pictures(trainer, digit_folders, tmp_path):
+    done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--precision", "bf16", "--sample-every", 3))
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stdout
+    assert (tmp_path / "pu-lora" / "samples" / "step000003.png").exists()
+    refused = trainer(*own(digit_folders, "--output-dir", tmp_path, "--precision", "fp16", "--device", "cpu"))
+    assert refused.returncode == 2
+    assert "--precision fp16" in refused.stderr

@@ -22,8 +22,6 @@ from .run_dir import RunDir, free_name
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: an exit code of `errors`."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and pipes have their own ideas
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv and argv[0] == "sample":
@@ -49,18 +47,23 @@ def train_command(invocation: Invocation) -> int:
     if not invocation.resume:
         config = config.model_copy(update={"name": free_name(config.output_dir, config.name)})
     run_dir = RunDir(config.output_dir, config.name)
-    with locked(run_dir.root), contextlib.closing(Console(run_dir, jsonl=invocation.events)) as console:
-        _introduce(invocation, console)
-        if invocation.is_builtin:
-            config = _with_digits(config)
-        folders = _scan(config)
+    console = Console(run_dir, jsonl=invocation.events)
+    _introduce(invocation, console)
+    if invocation.is_builtin:
+        config = _with_digits(config)
+    folders = _scan(config)
+    with locked(run_dir.root), contextlib.closing(console):
         _tell_found(config, folders, console)
         run_dir.save_config(to_toml(config))
         try:
             return _train(config, folders, run_dir, console, is_resume=invocation.resume)
         except errors.Stopped:
             console.emit("error", kind="stopped", message="stopped by the user")
-            console.say(f"stopped; go on with: python -m trainer --resume --name {config.name!r}" + _output(config))
+            where = f"--name {config.name!r}{_output(config)}"
+            advice = (
+                f"go on with: python -m trainer --resume {where}" if run_dir.has_state else "nothing was trained yet"
+            )
+            print(f"stopped; {advice}", file=sys.stderr)
             return errors.STOPPED
         except UserError as error:
             console.emit("error", kind="input", message=str(error))
@@ -177,4 +180,6 @@ def _failed(error: Exception, console: Console) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and pipes have their own ideas
     sys.exit(main())

@@ -31,7 +31,12 @@ def _has_mps() -> bool:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """auto: bf16 from compute capability 8.0, else fp16; fp32 on GTX 16xx, whose fp16 makes nan, and off CUDA."""
+    """auto: bf16 from compute capability 8.0, else fp16; fp32 on GTX 16xx, whose fp16 makes nan, and off CUDA.
+
+    Raises: UserError for fp16 on the CPU.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: the CPU trains in fp32 or bf16 only")
     if wanted != "auto":
         return wanted
     if device.type != "cuda":

@@ -113,17 +113,21 @@ def load_signal(base: Path) -> tuple[Tensor, str]:
 
 
 def load_pipeline(base: Path, unet: torch.nn.Module | None = None) -> Any:
-    """diffusers' StableDiffusionPipeline with a DDIM sampler, in fp32, or around a unet that is already there."""
+    """diffusers' StableDiffusionPipeline with a DDIM sampler, in fp32, or around a unet that is already there.
+
+    The VAE is in fp32 whatever the U-Net's type: decode its latents as `sample.pictures` does.
+    """
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     with _quiet():
-        tokenizer, encoder = load_text_encoder(base, torch.float32)
+        unet = load_unet(base, torch.float32) if unet is None else unet
+        tokenizer, encoder = load_text_encoder(base, unet.dtype)
         pipe = StableDiffusionPipeline(
             vae=load_vae(base, torch.float32),
             text_encoder=encoder,
             tokenizer=tokenizer,
-            unet=load_unet(base, torch.float32) if unet is None else unet,
+            unet=unet,
             scheduler=DDIMScheduler.from_pretrained(base / "scheduler", clip_sample=False, set_alpha_to_one=False),
             safety_checker=None,
             feature_extractor=None,

@@ -31,6 +31,10 @@ class RunDir:
     def is_used(self) -> bool:
         return (self.root / "config.toml").exists() or self.lora.exists()
 
+    @property
+    def has_state(self) -> bool:
+        return (self._state / "state.json").exists()
+
     def save_config(self, toml: str) -> None:
         write_text(self.root / "config.toml", toml)
 

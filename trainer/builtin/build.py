@@ -3,7 +3,7 @@
 Not needed at run time; the results are in the repository. To make them again (an hour on two cores):
 
     pip install -e ".[build]"
-    python -m trainer.builtin.build data tokenizer classifier vae unet check
+    python -m trainer.builtin.build data tokenizer classifier vae unet refine check
 """
 
 import argparse
@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..evaluate import DigitJudge, Rate
-from ..model import load_pipeline
+from ..model import load_pipeline, load_text_encoder, load_unet
 from ..sample import pictures, save_grid
 from . import CLASSIFIER, HERE, MODEL, digits
 from .classifier import DigitClassifier, classify
@@ -164,13 +164,9 @@ def vae(steps: int = 1600, batch: int = 32) -> None:
     print("scaling factor", model.config.scaling_factor)
 
 
-def unet(steps: int = 4500, batch: int = 64) -> None:
+def unet() -> None:
+    """From scratch, with the text encoder."""
     torch.manual_seed(0)
-    words = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
-    part = digits.load("model")
-    latents, labels = _latents(part), torch.from_numpy(part.labels.astype(np.int64))
-    prompts = [digits.own_prompt(i) for i in range(10)] + [digits.PROMPT, ""]
-    ids = words(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
     text = CLIPTextModel(
         CLIPTextConfig(
             hidden_size=32,
@@ -193,17 +189,38 @@ def unet(steps: int = 4500, batch: int = 64) -> None:
         cross_attention_dim=32,
         attention_head_dim=4,
     )
-    print("U-Net parameters", sum(p.numel() for p in model.parameters()))
+    _train_unet(model, text, steps=4500, lr=2e-3, own_prompt_share=0.45)
+
+
+def refine() -> None:
+    """More of the same, with more prompts that name the digit: they were followed too seldom."""
+    torch.manual_seed(1)
+    unet = load_unet(MODEL, torch.float32).requires_grad_(True)
+    text = load_text_encoder(MODEL, torch.float32)[1].requires_grad_(True)
+    _train_unet(unet, text, steps=4000, lr=1.5e-3, own_prompt_share=0.6)
+
+
+def _train_unet(
+    model: UNet2DConditionModel, text: CLIPTextModel, *, steps: int, lr: float, own_prompt_share: float, batch: int = 64
+) -> None:
+    """Both at once on digits with captions: of the digit, of any digit, or (a tenth) empty. Keeps moving averages."""
+    words = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    part = digits.load("model")
+    latents, labels = _latents(part), torch.from_numpy(part.labels.astype(np.int64))
+    prompts = [digits.own_prompt(i) for i in range(10)] + [digits.PROMPT, ""]
+    ids = words(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
     schedule = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1)
     parameters = [*model.parameters(), *text.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     averaged = [copy.deepcopy(m).eval() for m in (model, text)]
+    model.train()
+    text.train()
     started = time.time()
     for step in range(steps):
         i = torch.randint(len(latents), (batch,))
         kind = torch.rand(batch)
-        prompt = torch.where(kind < 0.45, labels[i], torch.where(kind < 0.9, 10, 11))
+        prompt = torch.where(kind < own_prompt_share, labels[i], torch.where(kind < 0.9, 10, 11))
         noise, t = torch.randn(batch, 4, 8, 8), torch.randint(1000, (batch,))
         states = text(ids).last_hidden_state[prompt]
         found = model(schedule.add_noise(latents[i], noise, t), t, states).sample
@@ -216,8 +233,7 @@ def unet(steps: int = 4500, batch: int = 64) -> None:
         _average(averaged, (model, text), min(0.998, (1 + step) / (10 + step)))
         if step % 100 == 0:
             print(f"unet {step}/{steps} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
-        if step % 1000 == 999 or step == steps - 1:
-            _save_unet(averaged, schedule)
+    _save_unet(averaged, schedule)
 
 
 @torch.no_grad()
@@ -267,7 +283,7 @@ def check(n: int = 500) -> None:
 
 if __name__ == "__main__":
     torch.set_flush_denormal(True)
-    stages = {f.__name__: f for f in (data, tokenizer, classifier, vae, unet, check)}
+    stages = {f.__name__: f for f in (data, tokenizer, classifier, vae, unet, refine, check)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="+", choices=stages)
     for stage in parser.parse_args().stages:

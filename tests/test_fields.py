@@ -1,0 +1,258 @@
+"""No dead options: every field of TrainConfig changes something that can be seen from outside.
+
+The table's keys are exactly the fields, so a new field without an observable fails.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from trainer import lora_file
+from trainer.__main__ import main
+from trainer.builtin import MODEL
+from trainer.config import TrainConfig
+
+TINY = {
+    "base": "builtin",
+    "prompt": "a photo of a digit",
+    "resolution": 64,
+    "steps": 2,
+    "batch_unlabeled": 2,
+    "batch_sensitive": 2,
+    "calibration_samples": 1,
+    "rank": 2,
+    "lr": 1e-3,
+    "warmup_steps": 0,
+    "caption_dropout": 0,
+    "images": 0,
+    "save_precision": "fp32",
+    "name": "x",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    text: str
+    folder: Path
+
+    @functools.cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return safetensors.torch.load_file(next(self.folder.rglob("*[!0-9].safetensors")))
+
+    @property
+    def flat(self) -> list[float]:
+        return torch.cat([t.float().flatten() for k, t in sorted(self.weights.items())]).tolist()
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return lora_file.read_metadata(self.folder / "x.safetensors")
+
+    @property
+    def events(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "x" / "events.jsonl").read_text().splitlines()]
+
+    def picture(self, name: str) -> np.ndarray:
+        return np.asarray(Image.open(self.folder / "x" / "samples" / name))
+
+
+def weights(outcome: Outcome) -> Any:
+    return outcome.flat
+
+
+def shapes(outcome: Outcome) -> Any:
+    return {k: tuple(v.shape) for k, v in outcome.weights.items()}
+
+
+def alphas(outcome: Outcome) -> Any:
+    return {v.item() for k, v in outcome.weights.items() if k.endswith("alpha")}
+
+
+def dtypes(outcome: Outcome) -> Any:
+    return {v.dtype for v in outcome.weights.values()}
+
+
+def code_and_text(outcome: Outcome) -> Any:
+    return outcome.code, "sees 0 CUDA" in outcome.text
+
+
+def files(outcome: Outcome) -> Any:
+    return {p.name for p in outcome.folder.rglob("*") if p.suffix in (".png", ".safetensors") and "step" not in p.stem}
+
+
+def where(outcome: Outcome) -> Any:
+    return next(outcome.folder.rglob("x.safetensors")).relative_to(outcome.folder)
+
+
+def cached(outcome: Outcome) -> Any:
+    return (outcome.folder / "x" / "cache").exists()
+
+
+def at_once(outcome: Outcome) -> Any:
+    return next(e["micro_batch"] for e in outcome.events if e.get("name") == "train")
+
+
+def sampled(outcome: Outcome) -> Any:
+    return [e["step"] for e in outcome.events if e["event"] == "sample" and e["kind"] == "step"]
+
+
+def steps(outcome: Outcome) -> Any:
+    return [e["step"] for e in outcome.events if e["event"] == "step"]
+
+
+def grid(outcome: Outcome) -> Any:
+    return outcome.picture("before.png").tolist()
+
+
+def grid_shape(outcome: Outcome) -> Any:
+    return outcome.picture("before.png").shape
+
+
+def rates(outcome: Outcome) -> Any:
+    return sorted(k for k in outcome.events[-1] if k.startswith("rate_"))
+
+
+def captions(outcome: Outcome) -> Any:
+    return outcome.metadata["pu_sensitive_captions"]
+
+
+def code(outcome: Outcome) -> Any:
+    return outcome.code
+
+
+@dataclass(frozen=True)
+class Case:
+    value: Any
+    observe: Callable[[Outcome], Any]
+    given: dict = field(default_factory=dict)  # on both sides
+
+
+PICTURES = {"images": 2, "sample_steps": 2}
+NEGATIVE_R = {"prior": 0.99, "unlabeled": "flat", "sensitive": "noise"}  # noise is hard to denoise: E_S > E_U
+CASES = {
+    "base": Case("COPY", weights),
+    "unlabeled": Case("flat", weights),
+    "sensitive": Case("noise", weights),
+    "data": Case("both", weights, {"unlabeled": None, "sensitive": None, "data": "other"}),
+    "prompt": Case("the digit four", weights),
+    "sensitive_prompt": Case("the digit three", weights),
+    "resolution": Case(80, weights),
+    "flip": Case(True, weights),
+    "caption_dropout": Case(0.9, weights),
+    "skip_bad_images": Case(True, code, {"unlabeled": "damaged"}),
+    "objective": Case("nnpu", weights, NEGATIVE_R),
+    "prior": Case(0.6, weights),
+    "temperature": Case(4.0, weights),
+    "temperature_mode": Case("fixed", weights),
+    "calibration_samples": Case(2, weights),
+    "sensitive_prompt_share": Case(2.0, weights, {"sensitive_prompt": "the digit three"}),
+    "steps": Case(3, steps),
+    "batch_unlabeled": Case(3, weights),
+    "batch_sensitive": Case(3, weights),
+    "micro_batch": Case(1, at_once),
+    "lr": Case(2e-3, weights),
+    "warmup_steps": Case(1, weights),
+    "max_grad_norm": Case(1e-7, weights),
+    "weight_decay": Case(0.5, weights),
+    "rank": Case(3, shapes),
+    "alpha": Case(5.0, alphas),
+    "optimizer": Case("adamw8bit", weights, {"rank": 64, "steps": 3}),  # small tensors stay 32-bit
+    "precision": Case("bf16", weights),
+    "save_precision": Case("bf16", dtypes),
+    "device": Case("cuda:7", code_and_text),
+    "seed": Case(5, weights),
+    "name": Case("y", files),
+    "output_dir": Case("elsewhere", where),
+    "keep_cache": Case(True, cached),
+    "metadata": Case("full", captions, {"sensitive_prompt": "the digit three"}),
+    "images": Case(5, grid_shape, PICTURES),
+    "sample_every": Case(1, sampled, PICTURES),
+    "sample_steps": Case(4, grid, PICTURES),
+    "guidance": Case(1.5, grid, PICTURES),
+    "rate_images": Case(4, rates, {"sample_steps": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def piles(digit_folders, tmp_path_factory):
+    """Folders by name: the digits, a flat and a noisy one, one with a broken image, and pairs for --data."""
+    root = tmp_path_factory.mktemp("piles")
+    rng = np.random.default_rng(0)
+    for name in ("flat", "noise"):
+        (root / name).mkdir()
+        for i in range(4):
+            pixels = rng.integers(0, 256, (64, 64)) if name == "noise" else np.full((64, 64), 20 * i)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    found = {**digit_folders, "flat": root / "flat", "noise": root / "noise"}
+    for name, pair in (("other", ("unlabeled", "sensitive")), ("both", ("flat", "noise"))):
+        for kind, source in zip(("unlabeled", "sensitive"), pair, strict=True):
+            shutil.copytree(found[source], root / name / kind)
+        found[name] = root / name
+    shutil.copytree(found["unlabeled"], root / "damaged")
+    (root / "damaged" / "0001.png").write_bytes(b"")
+    found["damaged"] = root / "damaged"
+    shutil.copytree(MODEL, root / "model")
+    weights_file = root / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v * 0.9 for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"})
+    found["COPY"] = root / "model"
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcome_of(piles, tmp_path_factory):
+    """Settings -> Outcome of a run in this process; the same settings run once."""
+    made: dict[str, Outcome] = {}
+
+    def run(settings: dict) -> Outcome:
+        key = json.dumps(settings, sort_keys=True)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("run")
+            output = folder / settings.get("output_dir", ".")
+            arguments = ["--output-dir", str(output)]
+            for name, value in settings.items():
+                if value is None or name == "output_dir":
+                    continue
+                option = "--" + name.replace("_", "-")
+                arguments += [option] if value is True else [option, str(piles.get(value, value))]
+            errors = io.StringIO()
+            with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+                status = main(arguments)
+            made[key] = Outcome(status, errors.getvalue(), folder)
+        return made[key]
+
+    return run
+
+
+def test_the_table_holds_exactly_the_fields():
+    assert CASES.keys() == TrainConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_field_changes_something(name, outcome_of):
+    case = CASES[name]
+    settings = {**TINY, "unlabeled": "unlabeled", "sensitive": "sensitive", **case.given}
+    before, after = outcome_of(settings), outcome_of({**settings, name: case.value})
+    refused = name in ("device", "skip_bad_images")
+    assert refused or (before.code, after.code) == (0, 0), before.text + after.text
+    assert case.observe(before) != case.observe(after)
+
+
+def test_the_comparison_itself_can_fail(outcome_of, tmp_path):
+    """Two runs with the same settings, not served from the cache, are equal in every observable of weights."""
+    settings = {**TINY, "unlabeled": "unlabeled", "sensitive": "sensitive"}
+    one, two = outcome_of(settings), outcome_of({**settings, "micro_batch": 4, "seed": 0})
+    assert one.folder != two.folder
+    assert weights(one) == weights(two)

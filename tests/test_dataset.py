@@ -80,6 +80,20 @@ def test_centre_crop(tmp_path):
     assert (dataset.read_image(tmp_path / "x.png", 64) == 255).all()
 
 
+def test_views(tmp_path):
+    ramp = np.broadcast_to(np.arange(128, dtype=np.uint8), (64, 128))
+    Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "x.png")
+    plain, *crops = (dataset.read_image(tmp_path / "x.png", 64, dataset.View(crop=c)) for c in range(5))
+    assert plain[0, 0, 0] == 32
+    for crop in crops:
+        width = int(crop[0, -1, 0]) - int(crop[0, 0, 0])
+        assert 0.8 * 63 - 2 <= width <= 63
+    assert len({crop.tobytes() for crop in crops}) == 4
+    mirrored = dataset.read_image(tmp_path / "x.png", 64, dataset.View(flip=True))
+    assert (mirrored == plain[:, ::-1]).all()
+    assert len(dataset.views(flip=True, crops=3)) == 6
+
+
 def damage(folder, kind):
     path = folder / "1.png"
     if kind == "empty":

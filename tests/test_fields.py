@@ -151,6 +151,7 @@ CASES = {
     "sensitive_prompt": Case("the digit three", weights),
     "resolution": Case(80, weights),
     "flip": Case(True, weights),
+    "crops": Case(4, weights),
     "caption_dropout": Case(0.9, weights),
     "skip_bad_images": Case(True, code, {"unlabeled": "damaged"}),
     "objective": Case("nnpu", weights, NEGATIVE_R),

@@ -48,6 +48,9 @@ class TrainConfig(BaseModel):
     )
     resolution: int = option(512, "pixels of the square that images are cropped to", ge=64, le=1024, multiple_of=8)
     flip: bool = option(False, "mirror half of the images", exposed=True)
+    crops: int = option(
+        1, "versions of each image, cropped differently; more help where images are few", exposed=True, ge=1, le=64
+    )
     caption_dropout: float = option(0.05, "share of samples trained on the empty caption", ge=0, lt=1)
     skip_bad_images: bool = option(False, "skip images that cannot be read instead of refusing to start")
 

@@ -15,10 +15,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_PIXELS = 100_000_000
 HELD_OUT_SHARE = 0.1
+SMALLEST_CROP = 0.8  # of the shorter side
 MIN_HELD_OUT = 2
 
 # Streams of randomness that must not touch each other.
-STREAM_ORDER, STREAM_NOISE, STREAM_CAPTION, STREAM_FLIP, STREAM_SPLIT = range(5)
+STREAM_ORDER, STREAM_NOISE, STREAM_CAPTION, STREAM_VIEW, STREAM_SPLIT, STREAM_CROP = range(6)
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,19 @@ def _hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Samp
     return [samples[i] for i in kept], [samples[i] for i in out]
 
 
-def read_image(path: Path, resolution: int) -> np.ndarray:
-    """An image as the model sees it: upright, RGB on white, shorter side scaled to resolution, centre cropped.
+@dataclass(frozen=True)
+class View:
+    """One of the versions in which an image is seen. crop 0 is the plain one: the largest square in the middle."""
+
+    flip: bool = False
+    crop: int = 0
+
+
+PLAIN = View()
+
+
+def read_image(path: Path, resolution: int, view: View = PLAIN) -> np.ndarray:
+    """An image as the model sees it: upright, RGB on white, a square of it scaled to resolution.
 
     Returns: [resolution, resolution, 3] uint8.
     """
@@ -136,7 +148,18 @@ def read_image(path: Path, resolution: int) -> np.ndarray:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path) as image:
             upright = _rgb(ImageOps.exif_transpose(image))
-    return np.asarray(ImageOps.fit(upright, (resolution, resolution), Image.Resampling.LANCZOS))
+    square = upright.resize((resolution, resolution), Image.Resampling.LANCZOS, box=_box(*upright.size, view.crop))
+    return np.asarray(ImageOps.mirror(square) if view.flip else square)
+
+
+def _box(width: int, height: int, crop: int) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a crop: the middle for 0, else a slightly smaller square that its number decides."""
+    side, x, y = min(width, height), 0.5, 0.5
+    if crop:
+        share, x, y = _rng(STREAM_CROP, crop).random(3)
+        side *= SMALLEST_CROP + (1 - SMALLEST_CROP) * share
+    left, top = (width - side) * x, (height - side) * y
+    return left, top, left + side, top + side
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -156,7 +179,7 @@ class Draw:
     position: int  # in the step's batch: with seed and step it decides noise and timestep
     sample: Sample
     caption: str
-    flip: bool = False
+    view: View = PLAIN
     is_extra: bool = False  # sensitive, under its own caption
 
 
@@ -175,6 +198,7 @@ class Batches:
     n_extra: int
     caption_dropout: float = 0.0
     flip: bool = False
+    crops: int = 1
 
     def unlabeled(self, step: int) -> list[Draw]:
         return [self._unlabeled_draw(step, i) for i in range(self.n_unlabeled)]
@@ -187,21 +211,27 @@ class Batches:
     def _unlabeled_draw(self, step: int, i: int) -> Draw:
         sample = _pick(self.folders.unlabeled, self.seed, 0, step * self.n_unlabeled + i)
         chance = _rng(self.seed, STREAM_CAPTION, step, i).random()
-        return Draw(i, sample, "" if chance < self.caption_dropout else sample.caption, self._flipped(step, i))
+        return Draw(i, sample, "" if chance < self.caption_dropout else sample.caption, self._view(step, i))
 
     def _paired_draw(self, step: int, i: int) -> Draw:
         sample = _pick(self.folders.sensitive, self.seed, 1, step * self.n_paired + i)
         caption = self._unlabeled_draw(step, i % self.n_unlabeled).caption
         position = self.n_unlabeled + i
-        return Draw(position, sample, caption, self._flipped(step, position))
+        return Draw(position, sample, caption, self._view(step, position))
 
     def _extra_draw(self, step: int, i: int) -> Draw:
         sample = _pick(captioned(self.folders.sensitive), self.seed, 2, step * self.n_extra + i)
         position = self.n_unlabeled + self.n_paired + i
-        return Draw(position, sample, sample.caption, self._flipped(step, position), is_extra=True)
+        return Draw(position, sample, sample.caption, self._view(step, position), is_extra=True)
 
-    def _flipped(self, step: int, position: int) -> bool:
-        return self.flip and _rng(self.seed, STREAM_FLIP, step, position).random() < 0.5
+    def _view(self, step: int, position: int) -> View:
+        rng = _rng(self.seed, STREAM_VIEW, step, position)
+        return View(self.flip and rng.random() < 0.5, int(rng.integers(self.crops)))
+
+
+def views(*, flip: bool, crops: int) -> list[View]:
+    """All that a draw may ask for."""
+    return [View(f, c) for f in ((False, True) if flip else (False,)) for c in range(crops)]
 
 
 def captioned(samples: Sequence[Sample]) -> list[Sample]:

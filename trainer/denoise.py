@@ -39,7 +39,7 @@ class Denoiser:
         Returns: (errors [n] fp32 summed over elements, timesteps [n] int64, elements of one sample).
         """
         self.before()
-        latents = torch.stack([self.encoded.latents(d.sample.path, d.flip) for d in draws])
+        latents = torch.stack([self.encoded.latents(d.sample.path, d.view) for d in draws])
         text = torch.stack([self.encoded.text(d.caption) for d in draws]).to(self.device)
         random = [noise_and_t(self.seed, step, d.position, latents.shape[1:], len(self.signal)) for d in draws]
         noise = torch.from_numpy(np.stack([r[0] for r in random]))

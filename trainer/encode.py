@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import model
-from .dataset import Sample, read_image
+from .dataset import Sample, View, read_image
 from .errors import UserError
 from .files import replacing, sha256
 
-FORMAT = 1  # raise when the same key would mean another tensor
+FORMAT = 1  # raise when the same key would mean another tensor (SMALLEST_CROP, for one)
 PIXELS_AT_ONCE = 2**18  # one 512 px image
 
 Progress = Callable[[str, int, int], None]  # (what, done, of); may raise Stopped
@@ -45,15 +45,15 @@ class Store:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What phase 2 reads: latents by (image, flip), text states by caption."""
+    """What phase 2 reads: latents by (image, view), text states by caption."""
 
     store: Store
-    latent_keys: dict[tuple[Path, bool], str]
+    latent_keys: dict[tuple[Path, View], str]
     text_keys: dict[str, str]
 
-    def latents(self, path: Path, flip: bool) -> Tensor:
+    def latents(self, path: Path, view: View) -> Tensor:
         """[4, resolution / 8, resolution / 8] fp32, scaled as the U-Net wants them."""
-        return self.store.get(self.latent_keys[path, flip])
+        return self.store.get(self.latent_keys[path, view])
 
     def text(self, caption: str) -> Tensor:
         """[77, width] fp32."""
@@ -66,7 +66,7 @@ def encode(
     *,
     base: Path,
     resolution: int,
-    flips: tuple[bool, ...],
+    views: Sequence[View],
     folder: Path,
     device: torch.device,
     progress: Progress,
@@ -74,7 +74,7 @@ def encode(
     """Encode what the folder does not hold yet.
 
     Args:
-        flips: (False,) or (False, True): mirrored images are encoded too.
+        views: the versions of each image that draws may ask for.
         folder: where tensors are kept, by the hash of image, model, size and format.
         progress: called before each batch.
     Returns: keys into the folder for every sample and caption.
@@ -85,8 +85,8 @@ def encode(
     vae_hash = model.part_hash(base, "vae")
     for path in files:
         content = sha256(path)
-        for flip in flips:
-            latent_keys[path, flip] = _key("latent", content, vae_hash, resolution, flip)
+        for view in views:
+            latent_keys[path, view] = _key("latent", content, vae_hash, resolution, view)
     wanted = {key: item for item, key in latent_keys.items() if store.get(key) is None}
     if wanted:
         _encode_images(wanted, store, base=base, resolution=resolution, device=device, progress=progress)
@@ -110,7 +110,7 @@ def _encode_images(
     done = 0
     for batch in _chunks(list(wanted.items()), max(1, PIXELS_AT_ONCE // resolution**2)):
         progress("images", done, len(wanted))
-        pixels = np.stack([_mirrored(read_image(path, resolution), flip) for _, (path, flip) in batch])
+        pixels = np.stack([read_image(path, resolution, view) for _, (path, view) in batch])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device, torch.float32) / 127.5 - 1
         latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
         for (key, (path, _)), value in zip(batch, latents.cpu(), strict=True):
@@ -121,10 +121,6 @@ def _encode_images(
     progress("images", done, len(wanted))
     del vae
     _free()
-
-
-def _mirrored(pixels: np.ndarray, flip: bool) -> np.ndarray:
-    return pixels[:, ::-1] if flip else pixels
 
 
 @torch.no_grad()

@@ -240,4 +240,5 @@ def make_batches(config: TrainConfig, folders: Folders) -> Batches:
         n_extra=extra if needs_sensitive and dataset.captioned(folders.sensitive) else 0,
         caption_dropout=config.caption_dropout,
         flip=config.flip,
+        crops=config.crops,
     )

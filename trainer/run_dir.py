@@ -39,6 +39,7 @@ class RunDir:
         write_text(self.root / "config.toml", toml)
 
     def append_event(self, event: Mapping[str, Any]) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(event, ensure_ascii=False) + "\n")
 

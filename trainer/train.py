@@ -15,7 +15,7 @@ from torch import nn
 from . import __version__, lora, lora_file, memory, model
 from .builtin import MODEL
 from .config import BUILTIN, TrainConfig
-from .dataset import Folders
+from .dataset import Folders, views
 from .encode import encode
 from .errors import NonFinite, Stopped
 from .loop import Loop, StepReport
@@ -105,7 +105,7 @@ def _load(
         {"", *(s.caption for s in samples if s.caption)},
         base=base,
         resolution=config.resolution,
-        flips=(False, True) if config.flip else (False,),
+        views=views(flip=config.flip, crops=config.crops),
         folder=run_dir.cache,
         device=memory.choose_device(config.device),
         progress=progress,

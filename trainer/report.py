@@ -99,20 +99,21 @@ def _pictures(evaluation: Evaluation) -> str:
 def _rates(evaluation: Evaluation) -> str:
     if not evaluation.after:
         return ""
-    rows = "".join(
-        f"<tr><td>{kind}<td>{_rate(rate)}<td>{'' if rate.frechet is None else f'{rate.frechet:.1f}'}"
-        for kind, rate in (("before", evaluation.before), ("after", evaluation.after))
-    )
-    classes = "".join(
-        f"<tr><td>{html.escape(name)}<td>{evaluation.before.per_class[name]}<td>{count}"
-        for name, count in evaluation.after.per_class.items()
-    )
+    kinds = (("before", evaluation.before), ("after", evaluation.after))
+    rows = "".join(f"<tr><td>{kind}<td>{_rate(rate)}" for kind, rate in kinds)
+    distances = [f"{rate.frechet:.1f} {kind}" for kind, rate in kinds if rate.frechet is not None]
+    head = "".join(f"<th>{html.escape(name)}" for name in evaluation.after.per_class)
+    classes = "".join(f"<tr><td>{kind}" + "".join(f"<td>{n}" for n in rate.per_class.values()) for kind, rate in kinds)
     return (
         "<h2>Non-sensitive rate</h2><p>The share of pictures that the classifier calls normal, with Wilson's 95 % "
-        "interval, and the Fréchet distance of its features to real normal images (lower is better).</p>"
-        f"<table class=big><tr><th><th>rate<th>distance{rows}</table>"
+        f"interval.</p><table class=big>{rows}</table>"
         f"<p>The same classifier calls {evaluation.ceiling.share:.1%} of {evaluation.ceiling.n} real normal images "
-        f"normal: no rate means more than that.</p><table><tr><th>class<th>before<th>after{classes}</table>"
+        f"normal: no rate means more than that.</p><table><tr><th>pictures of{head}{classes}</table>"
+        + (
+            f"<p>Fréchet distance to real normal images: {', '.join(distances)} (lower is better).</p>"
+            if distances
+            else ""
+        )
     )
 
 

@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 
 from trainer import lora_file
+from trainer.console import stoppable
+from trainer.errors import Stopped
 
 SMALL = ["--steps", 6, "--batch-unlabeled", 3, "--batch-sensitive", 2, "--calibration-samples", 1, "--rank", 2]
 SMALL += ["--rate-images", 0, "--images", 4, "--sample-steps", 3]
@@ -143,16 +145,17 @@ def test_stop_and_resume_is_bit_identical(trainer, digit_folders, tmp_path, numb
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 13))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_a_second_signal_quits(digit_folders, tmp_path):
-    process = start(*own(digit_folders, "--output-dir", tmp_path, "--steps", 500, "--events", "jsonl"))
-    for line in process.stdout:
-        if json.loads(line)["event"] == "step":
-            process.send_signal(signal.SIGINT)
-            process.send_signal(signal.SIGINT)
-            break
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_quits_at_once(number):
+    before = signal.getsignal(number)
+    with stoppable() as check:
+        check()
+        signal.raise_signal(number)
+        with pytest.raises(Stopped):
+            check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) == before
 
 
 def test_two_runs_in_one_folder(trainer, digit_folders, tmp_path):

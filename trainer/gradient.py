@@ -55,10 +55,12 @@ def accumulate(
     losses_u = _pass(losses_of, unlabeled, micro_batch, backward, lambda losses, _: weights.unlabeled(losses))
     waiting = _take(parameters)
     s = assumed_sign
-    losses_s = _sensitive_pass(losses_of, sensitive, micro_batch, backward, weights, s)
+    losses_s = losses_u.new_zeros(0)
+    if sensitive:
+        losses_s = _sensitive_pass(losses_of, sensitive, micro_batch, backward, weights, s)
     is_extra = torch.tensor([m.is_extra for m in sensitive], dtype=torch.bool, device=losses_u.device)
     found = risks(weights.objective, losses_u, losses_s[~is_extra], losses_s[is_extra], prior=weights.prior)
-    flipped = bool(len(sensitive)) and weights.depends_on_sign and sign(found.normal) != s
+    flipped = bool(sensitive) and weights.depends_on_sign and sign(found.normal) != s
     if flipped:
         s = -s
         _clear(parameters)
@@ -89,7 +91,7 @@ def _pass(
         is_extra = torch.tensor([m.is_extra for m in part], device=losses.device)
         backward((weigh(losses.detach(), is_extra) * losses).sum())
         found.append(losses.detach())
-    return torch.cat(found) if found else torch.zeros(0)
+    return torch.cat(found)
 
 
 def _parts(members: Sequence[T], size: int) -> Iterator[Sequence[T]]:

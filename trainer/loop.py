@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import dataset, gradient, lora, memory, model, pu_loss
 from .config import TrainConfig
@@ -188,37 +187,28 @@ class Loop:
             peak_mib=memory.peak_mib(self.device),
         )
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON values that `restore` takes back."""
-        tensors = {f"lora.{k}": v for k, v in lora.weights(self.unet).items()}
-        counters = {}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            for key, value in entry.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().clone()
-                else:
-                    counters[f"{index}.{key}"] = value
-        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-        values = {**asdict(self.progress), "counters": counters, "scaler": scaler, "first_probe": self.first_probe}
-        base_error = self.scale.base_error
-        return tensors, {**values, "base_error": None if base_error is None else base_error.tolist()}
+    def state(self) -> dict[str, Any]:
+        """Nested dict of tensors and JSON values that `restore` takes back."""
+        return {
+            "progress": asdict(self.progress),
+            "lora": lora.weights(self.unet),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "first_probe": self.first_probe,
+            "base_error": self.scale.base_error,
+        }
 
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
-        lora.load_weights(self.unet, {k[5:]: v for k, v in tensors.items() if k.startswith("lora.")})
-        entries: dict[int, dict[str, Any]] = {}
-        named = [(k.split(".", 1)[1], v) for k, v in tensors.items() if k.startswith("optimizer.")]
-        for name, value in [*named, *values["counters"].items()]:
-            index, _, key = name.partition(".")
-            entries.setdefault(int(index), {})[key] = value
+        self.progress = Progress(**state["progress"])
+        lora.load_weights(self.unet, state["lora"])
+        entries = {int(index): entry for index, entry in state["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        if values["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(values["scaler"])
-        self.progress = Progress(values["step"], values["sign"], values["sign_flips"])
-        self.first_probe = values["first_probe"]
+        if state["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.first_probe = state["first_probe"]
         mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
-        base_error = None if values["base_error"] is None else torch.tensor(values["base_error"])
-        self.scale = Scale(mode, self.config.temperature, base_error, len(self.denoiser.signal))
+        self.scale = Scale(mode, self.config.temperature, state["base_error"], len(self.denoiser.signal))
 
 
 def lr_factor(step: int, *, steps: int, warmup_steps: int) -> float:

@@ -54,25 +54,30 @@ class RunDir:
         kept = [e for e in self.events() if e["event"] != "step" or e["step"] <= after_step]
         write_text(self.root / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
 
-    def save_state(self, step: int, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Keep what a resume needs. state.json is written last and names its tensors: a kill leaves the older pair."""
+    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
+        """Keep what a resume needs: nested dicts with tensors and JSON values.
+
+        state.json is written last and names its tensor file, so a kill at any moment leaves a matching pair.
+        """
         from safetensors.torch import save_file
 
+        tensors: dict[str, Tensor] = {}
+        values = _part(state, "", tensors)
         file = f"step{step:08d}.safetensors"
         with replacing(self._state / file) as temporary:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-        write_text(self._state / "state.json", json.dumps({**values, "step": step, "tensors": file}, indent=1) + "\n")
+            save_file(tensors, temporary)
+        write_text(self._state / "state.json", json.dumps({"tensors": file, "state": values}, indent=1) + "\n")
         for old in self._state.glob("step*.safetensors"):
             if old.name != file:
                 old.unlink()
 
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Raises: UserError if the state is missing or damaged."""
+    def load_state(self) -> dict[str, Any]:
+        """What `save_state` was given; keys are text. Raises: UserError if the state is missing or damaged."""
         from safetensors.torch import load_file
 
         try:
-            values = json.loads((self._state / "state.json").read_text(encoding="utf-8"))
-            return load_file(self._state / Path(values["tensors"]).name), values
+            saved = json.loads((self._state / "state.json").read_text(encoding="utf-8"))
+            return _join(saved["state"], load_file(self._state / Path(saved["tensors"]).name))
         except Exception as error:  # json, safetensors and the file system each have their own
             raise UserError(f"{self._state}: cannot be resumed from ({error})") from None
 
@@ -88,3 +93,21 @@ def free_name(output_dir: Path, name: str) -> str:
         number += 1
         candidate = f"{name}-{number}"
     return candidate
+
+
+def _part(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Move tensors into a flat dict, leaving {"tensor": its key} behind."""
+    if isinstance(value, Mapping):
+        return {str(k): _part(v, f"{path}/{k}", tensors) for k, v in value.items()}
+    if hasattr(value, "detach"):
+        tensors[path] = value.detach().cpu().clone().contiguous()  # cloned: some share memory, which the format forbids
+        return {"tensor": path}
+    return value
+
+
+def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return (
+            tensors[value["tensor"]] if value.keys() == {"tensor"} else {k: _join(v, tensors) for k, v in value.items()}
+        )
+    return value

@@ -68,7 +68,7 @@ def run(
     base = base_folder(config)
     loop = _load(config, base, folders, run_dir, emit, check)
     if is_resume:
-        loop.restore(*run_dir.load_state())
+        loop.restore(run_dir.load_state())
         run_dir.truncate_events(loop.progress.step)
     emit("phase", name="calibrate")
     loop.prepare()
@@ -83,7 +83,7 @@ def run(
                 _try_picture(picture, Trained(loop.unet, loop.device, base, folders, rises), report.step, emit)
     except (Stopped, NonFinite):
         if loop.progress.step:
-            run_dir.save_state(loop.progress.step, *loop.state())
+            run_dir.save_state(loop.progress.step, loop.state())
             save_lora(config, base, folders, run_dir, loop, report)
         raise
     save_lora(config, base, folders, run_dir, loop, report)
@@ -118,7 +118,7 @@ def _load(
 def _checkpoint(loop: Loop, run_dir: RunDir, emit: Emit) -> dict[str, float]:
     """Save the state, and look whether unlearning carries over to sensitive images it has not seen."""
     rises = loop.rises()
-    run_dir.save_state(loop.progress.step, *loop.state())
+    run_dir.save_state(loop.progress.step, loop.state())
     emit("checkpoint", step=loop.progress.step, of=loop.config.steps, rises=rises)
     return rises
 

@@ -4,6 +4,7 @@ Everything that imports torch is imported late: --help and every error about opt
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -78,6 +79,7 @@ def train_command(invocation: Invocation) -> int:
 
 def _train(config: TrainConfig, folders: Folders, run_dir: RunDir, console: Console, *, is_resume: bool) -> int:
     with stoppable() as check:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
         # after the handler is in place: the import takes seconds, in which Ctrl-C must be heard
         from . import evaluate, report, train
 

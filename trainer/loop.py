@@ -61,7 +61,7 @@ class Loop:
         check: Callable[[], None],
     ) -> None:
         self.config, self.folders = config, folders
-        torch.set_flush_denormal(True)  # denormal numbers make CPUs many times slower
+        memory.flush_denormals()
         self.device = memory.choose_device(config.device)
         self.precision = memory.choose_precision(config.precision, self.device)
         self.accelerator = memory.make_accelerator(self.precision, self.device)

@@ -79,7 +79,7 @@ def load_vae(base: Path, dtype: torch.dtype) -> torch.nn.Module:
     """AutoencoderKL, frozen. dtype: fp32 or bf16; fp16 makes nan of some images."""
     from diffusers import AutoencoderKL
 
-    with _quiet():
+    with quiet():
         vae = AutoencoderKL.from_pretrained(base / "vae", **_arguments(base, "vae", dtype))
     return vae.requires_grad_(False).eval()
 
@@ -87,7 +87,7 @@ def load_vae(base: Path, dtype: torch.dtype) -> torch.nn.Module:
 def load_unet(base: Path, dtype: torch.dtype) -> torch.nn.Module:
     from diffusers import UNet2DConditionModel
 
-    with _quiet():
+    with quiet():
         unet = UNet2DConditionModel.from_pretrained(base / "unet", **_arguments(base, "unet", dtype))
     return unet.requires_grad_(False).eval()
 
@@ -97,7 +97,7 @@ def load_text_encoder(base: Path, dtype: torch.dtype) -> tuple[Any, torch.nn.Mod
     from transformers import CLIPTextModel, CLIPTokenizer
 
     arguments = _arguments(base, "text_encoder", dtype)
-    with _quiet():
+    with quiet():
         tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
         encoder = CLIPTextModel.from_pretrained(base / "text_encoder", **arguments)
     return tokenizer, encoder.requires_grad_(False).eval()
@@ -118,9 +118,10 @@ def load_pipeline(base: Path, unet: torch.nn.Module | None = None) -> Any:
     The VAE is in fp32 whatever the U-Net's type: decode its latents as `sample.pictures` does.
     """
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    with _quiet():
+    with quiet():
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
         unet = load_unet(base, torch.float32) if unet is None else unet
         tokenizer, encoder = load_text_encoder(base, unet.dtype)
         pipe = StableDiffusionPipeline(
@@ -138,7 +139,7 @@ def load_pipeline(base: Path, unet: torch.nn.Module | None = None) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Libraries report here what is no news to a user (a missing torchvision, the weights they loaded)."""
     import diffusers.utils.logging as diffusers_log
     import transformers.utils.logging as transformers_log

@@ -88,8 +88,11 @@ def save_grid(images: np.ndarray, path: Path) -> None:
 
 def add_lora(pipe: Any, path: Path, strength: float) -> None:
     """Load a LoRA file as any user of diffusers does. Raises: UserError if it does not fit the model."""
+    from .model import quiet
+
     try:
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+        with quiet():
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
     except Exception as error:  # diffusers, peft and safetensors each raise their own
         raise UserError(f"--lora: {path} does not fit this model ({str(error).splitlines()[0]})") from None
     pipe.set_adapters(pipe.get_list_adapters()["unet"], strength)

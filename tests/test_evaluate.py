@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from trainer.evaluate import frechet_distance, wilson
+from trainer.report import memorising
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,11 @@ def test_frechet_distance_of_diagonal_gaussians():
     b = rng.standard_normal((200_000, 3)) * [2.0, 2.0, 1.0] + [1.0, 1.0, 0.0]
     assert frechet_distance(a, b) == pytest.approx(1.0 + 1.0 + 0.25, rel=0.02)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "warns"), [(1.05, 1.0, False), (1.5, 1.4, False), (1.5, 1.1, True), (3.0, 2.3, False)]
+)
+def test_memorising_is_noticed_when_the_held_out_images_fall_behind(trained, held_out, warns):
+    assert memorising({"trained": trained, "held_out": held_out}) == warns
+    assert not memorising({})

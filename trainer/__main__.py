@@ -88,10 +88,12 @@ def _train(config: TrainConfig, folders: Folders, run_dir: RunDir, console: Cons
         trained = train.run(
             config, folders, run_dir, is_resume=is_resume, emit=console.emit, check=check, picture=picture
         )
+        if report.memorising(trained.rises):
+            console.emit("warning", message=report.memorising_text(trained.rises))
         evaluation = evaluate.before_after(config, trained, run_dir, emit=console.emit, check=check)
         report.write(config, trained, evaluation, run_dir)
     console.emit("done", lora=str(run_dir.lora), report=str(run_dir.report), **report.numbers(evaluation))
-    for line in report.summary(config, trained, evaluation, run_dir):
+    for line in report.summary(evaluation, run_dir):
         console.say(line)
     return errors.DONE
 

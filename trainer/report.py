@@ -44,14 +44,12 @@ def numbers(evaluation: Evaluation) -> dict[str, Any]:
     return found
 
 
-def summary(config: TrainConfig, trained: Trained, evaluation: Evaluation, run_dir: RunDir) -> list[str]:
+def summary(evaluation: Evaluation, run_dir: RunDir) -> list[str]:
     """The last lines on the screen."""
     lines = []
     if evaluation.after:
         lines += [f"non-sensitive rate {kind}: {_rate(getattr(evaluation, kind))}" for kind in ("before", "after")]
         lines.append(f"real normal digits, by the same classifier: {evaluation.ceiling.share:.3f}")
-    if memorising(trained.rises):
-        lines.append(f"warning: {_memorising_text(trained.rises)}")
     lines += [f"LoRA: {run_dir.lora}", f"report: {run_dir.report}"]
     return lines
 
@@ -128,11 +126,11 @@ def _curves(trained: Trained, path: Path) -> str:
         shown = ", ".join(f"{kind.replace('_', ' ')} × {value:.2f}" for kind, value in trained.rises.items())
         text = f"<p>Loss on sensitive images since the start: {shown}.</p>"
     if memorising(trained.rises):
-        text += f"<p class=warn>{_memorising_text(trained.rises)}</p>"
+        text += f"<p class=warn>{memorising_text(trained.rises)}</p>"
     return f"<h2>Training</h2><img src='{_inline(path)}' alt='loss curves'>{text}"
 
 
-def _memorising_text(rises: dict[str, float]) -> str:
+def memorising_text(rises: dict[str, float]) -> str:
     return (
         f"The loss on the sensitive images trained on grew × {rises['trained']:.2f}, on those held out only "
         f"× {rises['held_out']:.2f}: these very images are unlearned more than what they have in common. "

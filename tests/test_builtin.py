@@ -89,5 +89,5 @@ def test_the_base_model_makes_all_ten_digits():
 
 @pytest.mark.parametrize("digit", [3, 4])
 def test_the_base_model_follows_a_prompt(digit):
-    rate = DigitJudge().rate(make(digits.own_prompt(digit), 30))
+    rate = DigitJudge().rate(make(digits.own_prompt(digit), 30, guidance=3.0))
     assert rate.per_class[digits.NAMES[digit]] >= 27

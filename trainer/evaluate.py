@@ -143,20 +143,18 @@ def picture_at_step(
     return picture
 
 
-def maker(
-    config: TrainConfig, trained: Trained, check: Callable[[], None] = lambda: None
-) -> Callable[[str, list[int]], np.ndarray]:
-    """A function (prompt, seeds) -> pictures [n, h, w, 3] uint8 of the U-Net as it is when called."""
+def maker(config: TrainConfig, trained: Trained, check: Callable[[], None] = lambda: None) -> Callable[..., np.ndarray]:
+    """A function (prompt, seeds, guidance=config's) -> pictures [n, h, w, 3] uint8 of the U-Net as it is then."""
     pipe = model.load_pipeline(trained.base, trained.unet).to(trained.device)
 
-    def make(prompt: str, seeds: list[int]) -> np.ndarray:
+    def make(prompt: str, seeds: list[int], guidance: float | None = None) -> np.ndarray:
         return pictures(
             pipe,
             prompt,
             seeds=seeds,
             resolution=config.resolution,
             steps=config.sample_steps,
-            guidance=config.guidance,
+            guidance=config.guidance if guidance is None else guidance,
             check=check,
         )
 

@@ -26,7 +26,7 @@ def test_parts():
 @pytest.mark.parametrize(("n_unlabeled", "n_sensitive"), [(400, 100), (80, 20)])
 def test_folders(n_unlabeled, n_sensitive):
     mixture, labeled = digits.choose(n_unlabeled, n_sensitive)
-    assert len(mixture.labels), len(labeled.labels) == (n_unlabeled, n_sensitive)
+    assert (len(mixture.labels), len(labeled.labels)) == (n_unlabeled, n_sensitive)
     assert digits.is_sensitive(mixture.labels).mean() == 0.2
     assert digits.is_sensitive(labeled.labels).all()
     every = np.concatenate([mixture.images, labeled.images])

@@ -152,7 +152,7 @@ def test_two_sensitive_images_are_held_out(piles):
     assert len(found.held_out) == 2
     assert len(found.sensitive) == 3
     assert not {s.path for s in found.held_out} & {s.path for s in found.sensitive}
-    assert scan(*piles, seed=1).held_out != scan(*piles, seed=2).held_out or scan(*piles, seed=3) != found
+    assert len({scan(*piles, seed=seed).held_out[0].path for seed in range(8)}) > 1
 
 
 def test_too_few_sensitive_images(piles):

@@ -28,7 +28,7 @@ def test_slope_is_the_derivative_of_the_loss_and_never_nan():
 
 def test_the_sensitive_term_is_dead_above_104():
     assert pu_loss.sensitive_slope(torch.tensor([110.0])) == 0
-    assert pu_loss.sensitive_slope(torch.tensor([90.0])) < 0
+    assert pu_loss.sensitive_slope(torch.tensor([80.0])) < 0  # above 87 only where denormals are not flushed
 
 
 def test_normal_risk_recovers_the_normal_loss_from_a_mixture():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from trainer.builtin import CONFIG
-from trainer.config import PRESETS, TrainConfig, make_parser, parse, schema, to_toml
+from trainer.command_line import make_parser, parse
+from trainer.config import PRESETS, TrainConfig, schema, to_toml
 from trainer.errors import UserError
 
 NAMES = """base unlabeled sensitive data prompt sensitive-prompt resolution objective prior beta temperature
@@ -55,6 +56,7 @@ def test_all_problems_come_together(tmp_path):
     )
     text = "\n".join(found)
     assert "--priorr: no such option, did you mean --prior?" in text
+    assert "0.3: unexpected" not in text
     assert "--steps: must be greater than or equal to 1, got '0'" in text
     assert "--prior: must be less than 1, got '2'" in text
     assert "--micro-batch" in text

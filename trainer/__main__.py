@@ -13,7 +13,8 @@ from shutil import which
 
 from . import errors
 from .builtin import CONFIG, MODEL
-from .config import BUILTIN, Invocation, TrainConfig, folders_of, parse, to_toml
+from .command_line import Invocation, parse
+from .config import BUILTIN, TrainConfig, folders_of, to_toml
 from .console import Console, stoppable
 from .dataset import Folders, scan
 from .errors import UserError

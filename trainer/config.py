@@ -1,24 +1,10 @@
 """Every setting of a run, once: default, range, help. The command line, TOML files and schema.json come from here."""
 
-import argparse
-import difflib
 import json
-import os
-import re
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from .errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pydantic import BaseModel, ConfigDict, Field
 
 BUILTIN = "builtin"
 
@@ -29,7 +15,7 @@ def option(default: Any, text: str, *, exposed: bool = False, also: tuple[str, .
 
 
 class TrainConfig(BaseModel):
-    """The settings of one training run. Frozen; made by `parse`, saved as config.toml in the run folder."""
+    """The settings of one training run. Frozen; `command_line.parse` makes it, config.toml keeps it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -115,204 +101,6 @@ class TrainConfig(BaseModel):
 
 
 PRESETS = {"lowvram": {"micro_batch": "auto"}}
-
-# How a command is run, not what it makes: these are not saved with the run.
-FLAGS = {
-    "config": "TOML file of settings; options on the command line win over it",
-    "resume": "go on with the interrupted run of this --name",
-    "dry-run": "print the settings and stop",
-    "events": "'jsonl': one JSON line for each event on stdout, people's text on stderr",
-    "lowvram": "preset for small graphics cards: micro-batch as large as fits",
-}
-
-# May differ between a run and its continuation: where it computes and what it shows, not what it learns.
-FREE_ON_RESUME = {"device", "micro_batch", "keep_cache", "images", "sample_every", "rate_images", "output_dir"}
-
-HINTS = {"lowram": "--lowram means the opposite elsewhere (weights into VRAM to save RAM); for small cards: --lowvram"}
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """A parsed command line: the settings, and how to run them."""
-
-    config: TrainConfig
-    is_builtin: bool  # nothing of the user's own was named
-    resume: bool
-    dry_run: bool
-    events: bool
-
-
-class _Parser(argparse.ArgumentParser):
-    """Collects what argparse would exit on, so that it can be reported together with the rest."""
-
-    def error(self, message: str) -> Any:
-        raise UserError(re.sub(r"^argument (--[\w-]+)[^:]*:", r"\1:", message))
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The command line, generated from TrainConfig's fields. Values stay text: pydantic reads them."""
-    parser = _Parser(
-        prog="python -m trainer",
-        description="Teach Stable Diffusion 1.x what not to generate, from unlabeled and sensitive images. "
-        "Without options: real handwritten digits on a built-in miniature model.",
-        epilog="other commands: python -m trainer sample --help",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    for flag, text in FLAGS.items():
-        takes_value = {"config": "FILE", "events": "jsonl"}.get(flag)
-        extra = {"metavar": takes_value} if takes_value else {"action": "store_true"}
-        parser.add_argument(f"--{flag}", dest="_" + flag.replace("-", "_"), help=text, **extra)
-    for name, field in TrainConfig.model_fields.items():
-        spellings = [f"--{s.replace('_', '-')}" for s in (name, *field.json_schema_extra["also"])]
-        text = field.description.replace("%", "%%") + f" [{_show(field.default)}]"
-        kind = {"action": argparse.BooleanOptionalAction} if field.annotation is bool else {"metavar": "X"}
-        parser.add_argument(*spellings, dest=name, help=text, **kind)
-    return parser
-
-
-def _show(default: Any) -> str:
-    return "none" if default is None else str(default)
-
-
-def parse(argv: Sequence[str], builtin_config: Path, saved_config: Any = None) -> Invocation:
-    """argv -> settings. Later wins: field defaults, built-in default, the resumed run, --config, preset, argv.
-
-    Args:
-        builtin_config: TOML that applies when neither a model of one's own nor folders are named.
-    Raises: UserError listing every problem at once.
-    """
-    problems: list[str] = []
-    given = _read_argv(argv, problems)
-    flags = {key[1:]: given.pop(key) for key in list(given) if key.startswith("_")}
-    if flags.get("events", "jsonl") != "jsonl":
-        problems.append(f"--events: must be jsonl, got {flags['events']!r}")
-    from_file = _read_toml(Path(flags["config"]), problems) if "config" in flags else {}
-    preset = {k: v for name, values in PRESETS.items() if flags.get(name) for k, v in values.items()}
-    own = {**from_file, **preset, **given}
-    is_builtin = own.get("base", BUILTIN) == BUILTIN and not {"unlabeled", "sensitive", "data"} & own.keys()
-    defaults = _read_toml(builtin_config, problems) if is_builtin else {}
-    merged = {**defaults, **own}
-    if flags.get("resume"):
-        merged = _continue(merged, own, problems)
-        is_builtin = merged.get("base", BUILTIN) == BUILTIN and not {"unlabeled", "sensitive", "data"} & merged.keys()
-    try:
-        config = TrainConfig(**merged)
-    except ValidationError as error:
-        problems += _explain(error)
-    else:
-        problems += _contradictions(config)
-    if problems:
-        raise UserError("\n".join(problems))
-    return Invocation(config, is_builtin, bool(flags.get("resume")), bool(flags.get("dry_run")), "events" in flags)
-
-
-def _read_argv(argv: Sequence[str], problems: list[str]) -> dict[str, Any]:
-    parser = make_parser()
-    words = [_dashed(word) for word in argv]
-    try:
-        known, unknown = parser.parse_known_args(words)
-    except UserError as error:
-        problems.append(str(error))
-        return {}
-    names = [s for action in parser._actions for s in action.option_strings]
-    for word in unknown:
-        name = word.partition("=")[0]
-        if not name.startswith("--"):
-            problems.append(f"{word}: unexpected; every setting is an option, such as --steps 500")
-        else:
-            problems.append(HINTS.get(name[2:]) or f"{name}: no such option{_nearest(name, names)}")
-    return vars(known)
-
-
-def _dashed(word: str) -> str:
-    """kohya's spelling of an option (--max_train_steps) in ours; values stay as they are."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f", did you mean {found[0]}?" if found else "; see --help"
-
-
-def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        problems.append(f"--config: cannot read {path}: {error}")
-        return {}
-    names = {s: n for n, f in TrainConfig.model_fields.items() for s in (n, *f.json_schema_extra["also"])}
-    known = {}
-    for key, value in table.items():
-        if key in names:
-            known[names[key]] = value
-        else:
-            problems.append(f"{path}: no setting named {key!r}{_nearest(key, list(names))}")
-    return known
-
-
-def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
-    """The interrupted run's settings, with what was said anew where that cannot change what it learns."""
-    name = merged.get("name", TrainConfig.model_fields["name"].default)
-    folder = Path(merged.get("output_dir", TrainConfig.model_fields["output_dir"].default)) / str(name)
-    if not (folder / "state" / "state.json").exists():
-        problems.append(f"--resume: {folder} holds no interrupted run. Give the --name and --output-dir it had.")
-        return merged
-    saved = _read_toml(folder / "config.toml", problems)
-    try:
-        before, now = TrainConfig(**saved), TrainConfig(**{**saved, **own})
-    except ValidationError as error:
-        problems += _explain(error)
-        return saved
-    for key in own:
-        if key not in FREE_ON_RESUME and getattr(before, key) != getattr(now, key):
-            was, new = getattr(before, key), getattr(now, key)
-            problems.append(f"--{key.replace('_', '-')}: this run was started with {was}, not {new}; leave it out")
-    return {**saved, **{k: v for k, v in own.items() if k in FREE_ON_RESUME}}
-
-
-def _explain(error: ValidationError) -> list[str]:
-    """One sentence for each field; a field of several types fails once for each of them."""
-    reasons: dict[str, list[str]] = {}
-    got: dict[str, Any] = {}
-    for fault in error.errors():
-        name = str(fault["loc"][0])
-        got[name] = fault["input"]
-        text = fault["msg"].replace("Input should", "must").replace("String should", "must")
-        if fault["type"] == "string_pattern_mismatch":
-            text = {"name": "must be letters, digits, spaces and _.+- only", "device": "must be as --help says"}[name]
-        reasons.setdefault(name, []).append(text)
-    return [f"--{k.replace('_', '-')}: {' or '.join(v)}, got {got[k]!r}" for k, v in reasons.items()]
-
-
-def _contradictions(config: TrainConfig) -> list[str]:
-    """Faults that no single field shows, and paths that are not there: all of them in one go, before slow imports."""
-    problems = []
-    folders = folders_of(config)
-    if config.base is None:
-        problems.append("--base: name the model to train on ('builtin': the miniature, which knows only digits)")
-    elif config.base != BUILTIN and not Path(config.base).exists():
-        problems.append(f"--base: {config.base} does not exist")
-    if config.data and (config.unlabeled or config.sensitive):
-        problems.append("--data: names both folders already; leave out --unlabeled and --sensitive")
-    for name, folder in folders.items():
-        if folder and not folder.is_dir():
-            problems.append(f"--{name}: no folder {folder}")
-        elif folder is None and any(folders.values()) and (name, config.objective) != ("sensitive", "unsupervised"):
-            problems.append(f"--{name}: name the folder of {name} images")
-    if config.base not in (None, BUILTIN) and not any(folders.values()):
-        problems.append("--unlabeled and --sensitive: name the two folders of images")
-    if config.rate_images and config.base != BUILTIN:
-        problems.append("--rate-images: only the built-in digits come with a classifier that can judge pictures")
-    for path in (config.output_dir, config.output_dir / config.name):
-        if path.exists() and not path.is_dir():
-            problems.append(f"--output-dir: {path} is a file, not a folder")
-        elif path.exists() and not os.access(path, os.W_OK):
-            problems.append(f"--output-dir: {path} cannot be written to")
-    return problems
 
 
 def folders_of(config: TrainConfig) -> dict[str, Path | None]:

@@ -1,8 +1,6 @@
-"""Two folders of images -> lists of samples, and which of them make up step k. No tensors, no models."""
+"""Two folders of images -> lists of samples, and each image as the model sees it. No tensors, no models."""
 
-import functools
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import UserError
+from .randomness import CROP, SPLIT, rng
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -17,9 +16,6 @@ MAX_PIXELS = 100_000_000
 HELD_OUT_SHARE = 0.1
 SMALLEST_CROP = 0.8  # of the shorter side
 MIN_HELD_OUT = 2
-
-# Streams of randomness that must not touch each other.
-STREAM_ORDER, STREAM_NOISE, STREAM_CAPTION, STREAM_VIEW, STREAM_SPLIT, STREAM_CROP = range(6)
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def _hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Samp
             f"{samples[0].path.parent}: {len(samples)} sensitive images; at least {MIN_HELD_OUT + 1} are needed, "
             f"as {MIN_HELD_OUT} are held out to see whether unlearning carries over."
         )
-    order = _rng(seed, STREAM_SPLIT).permutation(len(samples))
+    order = rng(seed, SPLIT).permutation(len(samples))
     kept, out = sorted(order[n:]), sorted(order[:n])
     return [samples[i] for i in kept], [samples[i] for i in out]
 
@@ -156,7 +152,7 @@ def _box(width: int, height: int, crop: int) -> tuple[float, float, float, float
     """Left, top, right, bottom of a crop: the middle for 0, else a slightly smaller square that its number decides."""
     side, x, y = min(width, height), 0.5, 0.5
     if crop:
-        share, x, y = _rng(STREAM_CROP, crop).random(3)
+        share, x, y = rng(CROP, crop).random(3)
         side *= SMALLEST_CROP + (1 - SMALLEST_CROP) * share
     left, top = (width - side) * x, (height - side) * y
     return left, top, left + side, top + side
@@ -170,90 +166,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One sample of one step."""
-
-    position: int  # in the step's batch: with seed and step it decides noise and timestep
-    sample: Sample
-    caption: str
-    view: View = PLAIN
-    is_extra: bool = False  # sensitive, under its own caption
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Which samples make up step k: a pure function of (seed, step), the same after a resume and for every split.
-
-    Each pile is walked in a new order every epoch. A sensitive draw carries the caption of an unlabeled draw (the
-    PU identity holds under one caption); `n_extra` further ones carry their own.
-    """
-
-    folders: Folders
-    seed: int
-    n_unlabeled: int
-    n_paired: int
-    n_extra: int
-    caption_dropout: float = 0.0
-    flip: bool = False
-    crops: int = 1
-
-    def unlabeled(self, step: int) -> list[Draw]:
-        return [self._unlabeled_draw(step, i) for i in range(self.n_unlabeled)]
-
-    def sensitive(self, step: int) -> list[Draw]:
-        """Paired draws, then extra ones."""
-        paired = [self._paired_draw(step, i) for i in range(self.n_paired)]
-        return paired + [self._extra_draw(step, i) for i in range(self.n_extra)]
-
-    def _unlabeled_draw(self, step: int, i: int) -> Draw:
-        sample = _pick(self.folders.unlabeled, self.seed, 0, step * self.n_unlabeled + i)
-        chance = _rng(self.seed, STREAM_CAPTION, step, i).random()
-        return Draw(i, sample, "" if chance < self.caption_dropout else sample.caption, self._view(step, i))
-
-    def _paired_draw(self, step: int, i: int) -> Draw:
-        sample = _pick(self.folders.sensitive, self.seed, 1, step * self.n_paired + i)
-        caption = self._unlabeled_draw(step, i % self.n_unlabeled).caption
-        position = self.n_unlabeled + i
-        return Draw(position, sample, caption, self._view(step, position))
-
-    def _extra_draw(self, step: int, i: int) -> Draw:
-        sample = _pick(captioned(self.folders.sensitive), self.seed, 2, step * self.n_extra + i)
-        position = self.n_unlabeled + self.n_paired + i
-        return Draw(position, sample, sample.caption, self._view(step, position), is_extra=True)
-
-    def _view(self, step: int, position: int) -> View:
-        rng = _rng(self.seed, STREAM_VIEW, step, position)
-        return View(self.flip and rng.random() < 0.5, int(rng.integers(self.crops)))
-
-
-def views(*, flip: bool, crops: int) -> list[View]:
-    """All that a draw may ask for."""
-    return [View(f, c) for f in ((False, True) if flip else (False,)) for c in range(crops)]
-
-
-def captioned(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples with a caption of their own: only these can be extra."""
-    return [s for s in samples if s.caption is not None]
-
-
-def noise_and_t(seed: int, step: int, position: int, shape: tuple[int, ...], timesteps: int) -> tuple[np.ndarray, int]:
-    """The noise (fp32, of shape) and timestep of one sample: a pure function of its arguments, on every device."""
-    rng = _rng(seed, STREAM_NOISE, step, position)
-    return rng.standard_normal(shape, dtype=np.float32), int(rng.integers(timesteps))
-
-
-def _pick(pile: Sequence[Sample], seed: int, kind: int, count: int) -> Sample:
-    epoch, place = divmod(count, len(pile))
-    return pile[_order(seed, kind, epoch, len(pile))[place]]
-
-
-@functools.lru_cache(maxsize=8)
-def _order(seed: int, kind: int, epoch: int, n: int) -> np.ndarray:
-    return _rng(seed, STREAM_ORDER, kind, epoch).permutation(n)
-
-
-def _rng(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

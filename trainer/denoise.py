@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .dataset import Draw, Sample, noise_and_t
+from .dataset import Sample
 from .diffusion import add_noise, per_sample_error, target
+from .draws import Draw, noise_and_t
 from .encode import Encoded
 
 BINS = 20

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from . import dataset, gradient, lora, memory, model, pu_loss
+from . import draws, gradient, lora, memory, model, pu_loss
 from .config import TrainConfig
-from .dataset import Batches, Folders
+from .dataset import Folders
 from .denoise import Denoiser, Scale, calibrate, probe
+from .draws import Batches
 from .encode import Encoded
 from .errors import NonFinite
 
@@ -227,7 +228,7 @@ def make_batches(config: TrainConfig, folders: Folders) -> Batches:
         config.seed,
         n_unlabeled=config.batch_unlabeled,
         n_paired=config.batch_sensitive if needs_sensitive else 0,
-        n_extra=extra if needs_sensitive and dataset.captioned(folders.sensitive) else 0,
+        n_extra=extra if needs_sensitive and draws.captioned(folders.sensitive) else 0,
         caption_dropout=config.caption_dropout,
         flip=config.flip,
         crops=config.crops,

@@ -15,7 +15,8 @@ from torch import nn
 from . import __version__, lora, lora_file, memory, model
 from .builtin import MODEL
 from .config import BUILTIN, TrainConfig
-from .dataset import Folders, views
+from .dataset import Folders
+from .draws import views
 from .encode import encode
 from .errors import NonFinite, Stopped
 from .loop import Loop, StepReport

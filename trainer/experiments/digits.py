@@ -20,7 +20,8 @@ import numpy as np
 
 from .. import evaluate, memory, train
 from ..builtin import CONFIG, digits
-from ..config import TrainConfig, parse
+from ..command_line import parse
+from ..config import TrainConfig
 from ..dataset import scan
 from ..run_dir import RunDir
 from ..sample import pictures

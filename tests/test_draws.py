@@ -1,0 +1,73 @@
+"""Which samples make up a step, and their noise: pure functions of seed, step and position."""
+
+import numpy as np
+import pytest
+
+from trainer.dataset import Folders, Sample
+from trainer.draws import Batches, noise_and_t, views
+
+
+@pytest.fixture
+def batches(tmp_path):
+    u = [Sample(tmp_path / f"u{i}", f"caption {i}") for i in range(7)]
+    s = [Sample(tmp_path / f"s{i}", "own" if i % 2 else None) for i in range(5)]
+    return Batches(Folders(u, s, [], []), seed=3, n_unlabeled=4, n_paired=3, n_extra=2)
+
+
+def test_each_epoch_shows_every_sample_once(batches):
+    seen = [d.sample.path.name for step in range(7) for d in batches.unlabeled(step)]
+    for epoch in range(4):
+        assert sorted(seen[epoch * 7 : epoch * 7 + 7]) == [f"u{i}" for i in range(7)]
+    assert seen[:7] != seen[7:14]
+
+
+def test_a_step_is_a_pure_function_of_seed_and_step(batches):
+    forward = [(batches.unlabeled(k), batches.sensitive(k)) for k in range(5)]
+    backward = [(batches.unlabeled(k), batches.sensitive(k)) for k in reversed(range(5))]
+    assert forward == backward[::-1]
+
+
+def test_sensitive_samples_carry_the_caption_of_an_unlabeled_one(batches):
+    for step in range(5):
+        captions = [d.caption for d in batches.unlabeled(step)]
+        *paired, first, second = batches.sensitive(step)
+        assert [d.caption for d in paired] == captions[:3]
+        assert not any(d.is_extra for d in paired)
+        for extra in (first, second):
+            assert extra.is_extra
+            assert extra.caption == extra.sample.caption == "own"
+        positions = [d.position for d in [*batches.unlabeled(step), *batches.sensitive(step)]]
+        assert positions == list(range(9))
+
+
+def test_caption_dropout_drops_pairs_together(batches):
+    dropping = Batches(batches.folders, 3, 4, 3, 2, caption_dropout=0.5)
+    empty = 0
+    for step in range(20):
+        captions = [d.caption for d in dropping.unlabeled(step)]
+        assert [d.caption for d in dropping.sensitive(step)[:3]] == captions[:3]
+        empty += captions.count("")
+    assert 25 < empty < 55  # of 80
+
+
+def test_noise_and_timestep():
+    shape = (4, 8, 8)
+    noise, t = noise_and_t(0, 5, 2, shape, 1000)
+    again, t_again = noise_and_t(0, 5, 2, shape, 1000)
+    assert (noise == again).all()
+    assert t == t_again
+    for other in ((1, 5, 2), (0, 6, 2), (0, 5, 3)):
+        assert not np.array_equal(noise, noise_and_t(*other, shape, 1000)[0])
+    many = [noise_and_t(0, step, 0, shape, 1000) for step in range(400)]
+    assert 0 <= min(m[1] for m in many) < 30
+    assert 970 < max(m[1] for m in many) <= 999
+    values = np.stack([m[0] for m in many])
+    assert abs(values.mean()) < 0.01
+    assert abs(values.std() - 1) < 0.01
+
+
+def test_views_are_all_that_draws_ask_for(batches):
+    varied = Batches(batches.folders, 3, 4, 3, 2, flip=True, crops=3)
+    asked = {d.view for step in range(30) for d in [*varied.unlabeled(step), *varied.sensitive(step)]}
+    assert asked == set(views(flip=True, crops=3))
+    assert len(asked) == 6

@@ -62,7 +62,7 @@ def test_size():
 
 
 def test_tokenizer_is_clips():
-    tokenizer, encoder = model.load_text_encoder(MODEL, torch.float32)
+    tokenizer, encoder = model.load_text_encoder(model.Base(MODEL), torch.float32)
     assert (len(tokenizer), tokenizer.model_max_length) == (49408, 77)
     # the ids that OpenAI's CLIP gives to this prompt
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
@@ -77,7 +77,7 @@ def test_classifier_accuracy():
 
 
 def make(prompt, n, guidance=1.0):
-    pipe = model.load_pipeline(MODEL)
+    pipe = model.load_pipeline(model.Base(MODEL))
     return pictures(pipe, prompt, seeds=range(n), resolution=64, steps=25, guidance=guidance)
 
 

@@ -144,6 +144,8 @@ PICTURES = {"images": 2, "sample_steps": 2}
 NEGATIVE_R = {"prior": 0.99, "unlabeled": "flat", "sensitive": "noise"}  # noise is hard to denoise: E_S > E_U
 CASES = {
     "base": Case("COPY", weights),
+    "vae": Case("COPY/vae", weights),
+    "prediction_type": Case("v", weights),
     "unlabeled": Case("flat", weights),
     "sensitive": Case("noise", weights),
     "data": Case("both", weights, {"unlabeled": None, "sensitive": None, "data": "other"}),
@@ -208,7 +210,9 @@ def piles(digit_folders, tmp_path_factory):
     shutil.copytree(MODEL, root / "model")
     weights_file = root / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({k: v * 0.9 for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"})
-    found["COPY"] = root / "model"
+    weights_file = root / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v * 0.9 for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"})
+    found["COPY"], found["COPY/vae"] = root / "model", root / "model" / "vae"
     return found
 
 

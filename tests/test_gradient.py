@@ -44,7 +44,7 @@ class Miniature:
     """The built-in U-Net with a LoRA that is not zero any more."""
 
     def __init__(self, sensitive_factor):
-        unet = model.load_unet(MODEL, torch.float32)
+        unet = model.load_unet(model.Base(MODEL), torch.float32)
         self.unet = unet
         self.parameters = lora.attach(unet, rank=4, alpha=4.0, seed=0)
         generator = torch.Generator().manual_seed(1)
@@ -52,7 +52,7 @@ class Miniature:
             for parameter in self.parameters:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
         n = N_UNLABELED + N_PAIRED + N_EXTRA
-        signal, _ = model.load_signal(MODEL)
+        signal, _ = model.load_signal(model.Base(MODEL))
         self.noise = torch.randn(n, 4, 8, 8, generator=generator)
         self.t = torch.randint(1000, (n,), generator=generator)
         self.noisy = add_noise(torch.randn(n, 4, 8, 8, generator=generator), self.noise, self.t, signal)

@@ -17,7 +17,7 @@ RANK, ALPHA = 4, 6.0
 
 @pytest.fixture
 def unet():
-    found = model.load_unet(MODEL, torch.float32)
+    found = model.load_unet(model.Base(MODEL), torch.float32)
     lora.attach(found, rank=RANK, alpha=ALPHA, seed=0)
     return found
 
@@ -59,8 +59,8 @@ def test_names_and_shapes_on_the_real_sd15():
 
 
 def test_starts_as_identity_and_is_the_same_for_the_same_seed(unet):
-    torch.testing.assert_close(call(unet), call(model.load_unet(MODEL, torch.float32)))
-    again, other = (model.load_unet(MODEL, torch.float32) for _ in range(2))
+    torch.testing.assert_close(call(unet), call(model.load_unet(model.Base(MODEL), torch.float32)))
+    again, other = (model.load_unet(model.Base(MODEL), torch.float32) for _ in range(2))
     lora.attach(again, rank=RANK, alpha=ALPHA, seed=0)
     lora.attach(other, rank=RANK, alpha=ALPHA, seed=1)
     first = lora.weights(unet)
@@ -75,7 +75,7 @@ def test_only_the_lora_is_trainable(unet):
 
 
 def test_disabled_is_the_base_model_and_is_given_back(unet):
-    base, before = call(model.load_unet(MODEL, torch.float32)), None
+    base, before = call(model.load_unet(model.Base(MODEL), torch.float32)), None
     stir(unet)
     before = call(unet)
     with pytest.raises(RuntimeError, match="inside"), lora.disabled(unet):
@@ -88,7 +88,7 @@ def test_disabled_is_the_base_model_and_is_given_back(unet):
 def test_weights_round_trip(unet):
     stir(unet)
     saved, wanted = lora.weights(unet), call(unet)
-    fresh = model.load_unet(MODEL, torch.float32)
+    fresh = model.load_unet(model.Base(MODEL), torch.float32)
     lora.attach(fresh, rank=RANK, alpha=ALPHA, seed=9)
     lora.load_weights(fresh, saved)
     assert torch.equal(call(fresh), wanted)
@@ -146,10 +146,10 @@ def test_diffusers_makes_the_same_picture(unet, tmp_path):
             "a photo of a digit", num_inference_steps=5, guidance_scale=3.0, generator=generator, output_type="np"
         ).images
 
-    pipe = model.load_pipeline(MODEL)
+    pipe = model.load_pipeline(model.Base(MODEL))
     base = make(pipe)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
-    loaded, trained = make(pipe), make(model.load_pipeline(MODEL, unet))
+    loaded, trained = make(pipe), make(model.load_pipeline(model.Base(MODEL), unet))
     assert np.abs(loaded - trained).max() <= 1e-3
     assert np.abs(loaded - base).max() > 0.05  # the LoRA does something at all
     with safe_open(path, "pt") as file:

@@ -11,14 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
-from . import errors
-from .builtin import CONFIG, MODEL
+from . import errors, model
+from .builtin import CONFIG
 from .command_line import Invocation, parse
-from .config import BUILTIN, TrainConfig, folders_of, to_toml
+from .config import TrainConfig, folders_of, to_toml
 from .console import Console, stoppable
 from .dataset import Folders, scan
 from .errors import UserError
 from .files import locked
+from .model import Base
 from .run_dir import RunDir, free_name
 
 
@@ -53,12 +54,12 @@ def train_command(invocation: Invocation) -> int:
     _introduce(invocation, console)
     if invocation.is_builtin:
         config = _with_digits(config)
-    folders = _scan(config)
+    base, folders = _find_base(config), _scan(config)
     with locked(run_dir.root), contextlib.closing(console):
         _tell_found(config, folders, console)
         run_dir.save_config(to_toml(config))
         try:
-            return _train(config, folders, run_dir, console, is_resume=invocation.resume)
+            return _train(config, base, folders, run_dir, console, is_resume=invocation.resume)
         except errors.Stopped:
             console.emit("error", kind="stopped", message="stopped by the user")
             where = f"--name {config.name!r}{_output(config)}"
@@ -78,7 +79,9 @@ def train_command(invocation: Invocation) -> int:
             return _failed(error, console)
 
 
-def _train(config: TrainConfig, folders: Folders, run_dir: RunDir, console: Console, *, is_resume: bool) -> int:
+def _train(
+    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, console: Console, *, is_resume: bool
+) -> int:
     with stoppable() as check:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
         # after the handler is in place: the import takes seconds, in which Ctrl-C must be heard
@@ -87,7 +90,7 @@ def _train(config: TrainConfig, folders: Folders, run_dir: RunDir, console: Cons
         prompt = train.picture_prompt(config, folders)
         picture = evaluate.picture_at_step(config, prompt, run_dir, emit=console.emit, check=check)
         trained = train.run(
-            config, folders, run_dir, is_resume=is_resume, emit=console.emit, check=check, picture=picture
+            config, base, folders, run_dir, is_resume=is_resume, emit=console.emit, check=check, picture=picture
         )
         if report.memorising(trained.rises):
             console.emit("warning", message=report.memorising_text(trained.rises))
@@ -105,7 +108,8 @@ def _introduce(invocation: Invocation, console: Console) -> None:
     if invocation.is_builtin:
         console.say(
             "No model and no images named: training the built-in miniature on real handwritten digits "
-            "(even = normal, odd = sensitive).\nFor your own: python -m trainer --base MODEL_FOLDER --unlabeled DIR "
+            "(even = normal, odd = sensitive).\n"
+            "For your own: python -m trainer --base MODEL.safetensors --unlabeled DIR "
             '--sensitive DIR --prompt "a photo of …"'
         )
 
@@ -132,10 +136,13 @@ def _with_digits(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={k: folders[k] for k in ("unlabeled", "sensitive")})
 
 
-def _scan(config: TrainConfig) -> Folders:
-    from . import model
+def _find_base(config: TrainConfig) -> Base:
+    base = Base(model.find(config.base), config.vae, config.prediction_type)
+    model.check(base)
+    return base
 
-    model.check(MODEL if config.base == BUILTIN else Path(config.base))
+
+def _scan(config: TrainConfig) -> Folders:
     found = folders_of(config)
     return scan(
         found["unlabeled"],

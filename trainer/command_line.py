@@ -13,8 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .config import BUILTIN, PRESETS, TrainConfig, folders_of
+from .builtin import BUILTIN
+from .config import PRESETS, TrainConfig, folders_of
 from .errors import UserError
+from .model import HUB_ID
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -202,8 +204,10 @@ def _contradictions(config: TrainConfig) -> list[str]:
     folders = folders_of(config)
     if config.base is None:
         problems.append("--base: name the model to train on ('builtin': the miniature, which knows only digits)")
-    elif config.base != BUILTIN and not Path(config.base).exists():
+    elif config.base != BUILTIN and not Path(config.base).exists() and not HUB_ID.fullmatch(config.base):
         problems.append(f"--base: {config.base} does not exist")
+    if config.vae and not config.vae.exists():
+        problems.append(f"--vae: {config.vae} does not exist")
     if config.data and (config.unlabeled or config.sensitive):
         problems.append("--data: names both folders already; leave out --unlabeled and --sensitive")
     for name, folder in folders.items():

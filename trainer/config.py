@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-BUILTIN = "builtin"
-
 
 def option(default: Any, text: str, *, exposed: bool = False, also: tuple[str, ...] = (), **limits: Any) -> Any:
     """One setting. `exposed` ones become widgets: never a path, a program or a class name. `also`: other spellings."""
@@ -22,8 +20,12 @@ class TrainConfig(BaseModel):
     # what to learn from
     base: str | None = option(
         None,
-        "Stable Diffusion 1.x model in diffusers layout (a folder), or 'builtin'",
+        "Stable Diffusion 1.x model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'builtin'",
         also=("pretrained_model_name_or_path",),
+    )
+    vae: Path | None = option(None, "another VAE than the model's own: a .safetensors file or a diffusers folder")
+    prediction_type: Literal["auto", "epsilon", "v"] = option(
+        "auto", "what the U-Net predicts; auto: what the model says, else the noise (epsilon)"
     )
     unlabeled: Path | None = option(None, "folder of unlabeled images: the mixture nobody cleaned")
     sensitive: Path | None = option(None, "folder of sensitive images: what must not come out")

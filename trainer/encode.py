@@ -16,6 +16,7 @@ from . import model
 from .dataset import Sample, View, read_image
 from .errors import UserError
 from .files import replacing, sha256
+from .model import Base
 
 FORMAT = 1  # raise when the same key would mean another tensor (SMALLEST_CROP, for one)
 PIXELS_AT_ONCE = 2**18  # one 512 px image
@@ -64,7 +65,7 @@ def encode(
     samples: Sequence[Sample],
     captions: Iterable[str],
     *,
-    base: Path,
+    base: Base,
     resolution: int,
     views: Sequence[View],
     folder: Path,
@@ -104,7 +105,7 @@ def _key(*parts: object) -> str:
 
 @torch.no_grad()
 def _encode_images(
-    wanted: dict, store: Store, *, base: Path, resolution: int, device: torch.device, progress: Progress
+    wanted: dict, store: Store, *, base: Base, resolution: int, device: torch.device, progress: Progress
 ) -> None:
     vae = model.load_vae(base, torch.float32).to(device)
     done = 0
@@ -125,7 +126,7 @@ def _encode_images(
 
 @torch.no_grad()
 def _encode_captions(
-    wanted: dict[str, str], store: Store, *, base: Path, device: torch.device, progress: Progress
+    wanted: dict[str, str], store: Store, *, base: Base, device: torch.device, progress: Progress
 ) -> None:
     tokenizer, encoder = model.load_text_encoder(base, torch.float32)
     encoder.to(device)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from . import lora, model
-from .config import BUILTIN, TrainConfig
+from .builtin import BUILTIN
+from .config import TrainConfig
 from .run_dir import RunDir
 from .sample import pictures, save_grid
 from .train import Emit, Trained, picture_prompt

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from .denoise import Denoiser, Scale, calibrate, probe
 from .draws import Batches
 from .encode import Encoded
 from .errors import NonFinite
+from .model import Base
 
 PROBE_SAMPLES = 20
 
@@ -54,7 +54,7 @@ class Loop:
     def __init__(
         self,
         config: TrainConfig,
-        base: Path,
+        base: Base,
         folders: Folders,
         encoded: Encoded,
         *,

@@ -1,4 +1,4 @@
-"""The frozen parts of a Stable Diffusion 1.x model, loaded one at a time from a diffusers folder, offline.
+"""The frozen parts of a Stable Diffusion 1.x model, loaded one at a time, offline, from a folder or a single file.
 
 torch is imported by what loads, not by what checks: a wrong --base is answered at once.
 """
@@ -6,12 +6,18 @@ torch is imported by what loads, not by what checks: a wrong --base is answered 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
+import re
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import checkpoint
+from .builtin import BUILTIN, MODEL
 from .errors import UserError
 from .files import sha256
 
@@ -25,94 +31,210 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+TOKENIZER = MODEL / "tokenizer"  # CLIP's, the same for all of SD 1.x
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # our word -> diffusers'
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def check(base: Path) -> None:
-    """Look at the folder without loading it. Raises: UserError saying what is missing or what it is instead."""
-    if not base.is_dir():
-        raise UserError(
-            f"--base: {base} is a file; this version trains on diffusers folders. Convert it once with diffusers: "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
-        )
-    missing = [part for part in PARTS if not (base / part).is_dir()]
-    if missing:
-        raise UserError(f"--base: {base} is no diffusers folder of Stable Diffusion 1.x: it lacks {', '.join(missing)}")
-    for part in WEIGHTS:
-        weights_file(base, part)
-    unet = read_config(base, "unet")
-    if unet.get("in_channels") != 4 or unet.get("addition_embed_type") or (base / "text_encoder_2").exists():
-        raise UserError(f"--base: {base} is no Stable Diffusion 1.x (an inpainting model, SDXL or another family)")
-    noise = read_config(base, "scheduler", "scheduler_config.json")
-    is_known = noise.get("prediction_type", "epsilon") in ("epsilon", "v_prediction")
-    if not is_known or noise.get("beta_schedule") != "scaled_linear":
-        raise UserError(f"--base: {base}/scheduler: not the noise schedule of Stable Diffusion 1.x")
+@dataclass(frozen=True)
+class Base:
+    """Which model: a diffusers folder, or a single file with LDM keys. Look at it with `check` before loading."""
+
+    path: Path
+    vae: Path | None = None  # instead of the model's own: a folder or a file
+    prediction: str = "auto"  # epsilon, v, or what the model itself says
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.is_file()
 
 
-def read_config(base: Path, part: str, name: str = "config.json") -> dict[str, Any]:
+def find(base: str) -> Path:
+    """--base as a path on this disk: 'builtin', a path, or a hub id (owner/name), which is downloaded or in its cache.
+
+    Raises: UserError if the hub does not have it or cannot be reached.
+    """
+    if base == BUILTIN:
+        return MODEL
+    if Path(base).exists() or not HUB_ID.fullmatch(base):
+        return Path(base)
+    from huggingface_hub import snapshot_download
+
+    def download(suffix: str) -> Path:
+        weights = [f"{part}/{stem}{suffix}.safetensors" for part, stem in WEIGHTS.items()]
+        patterns = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", *weights]
+        return Path(snapshot_download(base, allow_patterns=patterns))
+
     try:
-        return json.loads((base / part / name).read_text(encoding="utf-8"))
+        folder = download("")
+        has_all = all((folder / part / f"{stem}.safetensors").exists() for part, stem in WEIGHTS.items())
+        return folder if has_all else download(".fp16")
+    except Exception as error:  # requests, httpx and the hub each have their own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--base: no path {base} here, and the hub does not give {base} ({reason})") from None
+
+
+def check(base: Base) -> None:
+    """Look at the model without loading it. Raises: UserError saying what is missing or what it is instead."""
+    if base.vae:
+        _check_vae(base.vae)
+    if base.is_file:
+        checkpoint.check(base.path, has_vae=base.vae is not None)
+        return
+    path = base.path
+    missing = [part for part in PARTS if not (path / part).is_dir() and not (part == "vae" and base.vae)]
+    if missing:
+        raise UserError(f"--base: {path} is no diffusers folder of Stable Diffusion 1.x: it lacks {', '.join(missing)}")
+    for part in WEIGHTS:
+        if not (part == "vae" and base.vae):
+            weights_file(path / part, WEIGHTS[part])
+    unet = read_config(path / "unet")
+    if unet.get("in_channels") != 4 or unet.get("addition_embed_type") or (path / "text_encoder_2").exists():
+        raise UserError(f"--base: {path} is no Stable Diffusion 1.x (an inpainting model, SDXL or another family)")
+    noise = read_config(path / "scheduler", "scheduler_config.json")
+    is_known = noise.get("prediction_type", "epsilon") in PREDICTIONS.values()
+    if not is_known or noise.get("beta_schedule") != "scaled_linear":
+        raise UserError(f"--base: {path}/scheduler: not the noise schedule of Stable Diffusion 1.x")
+
+
+def _check_vae(path: Path) -> None:
+    if path.is_dir():
+        read_config(path, option="--vae")
+        weights_file(path, WEIGHTS["vae"], option="--vae")
+        return
+    if path.suffix.lower() != ".safetensors":
+        raise UserError(f"--vae: {path} is neither a diffusers VAE folder nor a .safetensors file")
+    try:
+        shapes, _ = checkpoint.header(path)
+        checkpoint.part_config(shapes, "vae")
+    except UserError as error:
+        raise UserError(f"--vae: {error}") from None
+    except (KeyError, ValueError):
+        raise UserError(f"--vae: {path} holds no VAE with Stable Diffusion's own (LDM) key names") from None
+
+
+def read_config(folder: Path, name: str = "config.json", *, option: str = "--base") -> dict[str, Any]:
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--base: cannot read {base / part / name}: {error}") from None
+        raise UserError(f"{option}: cannot read {folder / name}: {error}") from None
 
 
-def weights_file(base: Path, part: str) -> Path:
+def weights_file(folder: Path, stem: str, *, option: str = "--base") -> Path:
     """The .safetensors of one part, fp16 variant or not. Raises: UserError if there is none; .bin is never opened."""
-    stem = WEIGHTS[part]
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (base / part / name).is_file():
-            return base / part / name
-    raise UserError(f"--base: {base / part} holds no {stem}.safetensors (pickled .bin weights are not opened)")
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{option}: {folder} holds no {stem}.safetensors (pickled .bin weights are not opened)")
 
 
-def part_hash(base: Path, part: str) -> str:
-    """sha256 of one part's weights file."""
-    return sha256(weights_file(base, part))
+def part_hash(base: Base, part: str) -> str:
+    """sha256 of one part: of its weights file, or of the whole single file (which is what UIs show of a model)."""
+    path = _place(base, part)
+    file = weights_file(path, WEIGHTS[part]) if path.is_dir() else path
+    status = file.stat()
+    return _file_hash(file, status.st_size, status.st_mtime_ns)
 
 
-def _arguments(base: Path, part: str, dtype: torch.dtype) -> dict[str, Any]:
-    variant = "fp16" if weights_file(base, part).name.endswith(".fp16.safetensors") else None
+@functools.lru_cache(maxsize=8)
+def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
+    """Each file once: a checkpoint of 4 GB takes ten seconds. Size and time stand for its content in the memory."""
+    return sha256(file)
+
+
+def _place(base: Base, part: str) -> Path:
+    """The folder of a part, or the single file that holds it."""
+    if part == "vae" and base.vae:
+        return base.vae
+    return base.path if base.is_file else base.path / part
+
+
+def load_vae(base: Base, dtype: torch.dtype) -> torch.nn.Module:
+    """AutoencoderKL, frozen. dtype: fp32 or bf16; fp16 makes nan of some images."""
+    from diffusers import AutoencoderKL
+
+    return _load(AutoencoderKL, _place(base, "vae"), "vae", dtype)
+
+
+def load_unet(base: Base, dtype: torch.dtype) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return _load(UNet2DConditionModel, _place(base, "unet"), "unet", dtype)
+
+
+def _load(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
+    """A diffusers model from its folder or from a single file, frozen."""
+    with quiet():
+        if place.is_dir():
+            return kind.from_pretrained(place, **_arguments(place, part, dtype)).requires_grad_(False).eval()
+        state = checkpoint.tensors(place, part)
+        config = checkpoint.part_config({name: tuple(value.shape) for name, value in state.items()}, part)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            try:
+                found = kind.from_single_file(state, config=folder, torch_dtype=dtype, local_files_only=True)
+            except (NotImplementedError, KeyError, ValueError) as error:  # weights left without a value, or misshapen
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{place}: the {part} has weights missing or misshapen ({reason})") from None
+    return found.requires_grad_(False).eval()
+
+
+def _arguments(folder: Path, part: str, dtype: torch.dtype) -> dict[str, Any]:
+    variant = "fp16" if weights_file(folder, WEIGHTS[part]).name.endswith(".fp16.safetensors") else None
     name = "dtype" if part == "text_encoder" else "torch_dtype"  # transformers' word, diffusers' word
     return {name: dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
 
 
-def load_vae(base: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """AutoencoderKL, frozen. dtype: fp32 or bf16; fp16 makes nan of some images."""
-    from diffusers import AutoencoderKL
-
-    with quiet():
-        vae = AutoencoderKL.from_pretrained(base / "vae", **_arguments(base, "vae", dtype))
-    return vae.requires_grad_(False).eval()
-
-
-def load_unet(base: Path, dtype: torch.dtype) -> torch.nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    with quiet():
-        unet = UNet2DConditionModel.from_pretrained(base / "unet", **_arguments(base, "unet", dtype))
-    return unet.requires_grad_(False).eval()
-
-
-def load_text_encoder(base: Path, dtype: torch.dtype) -> tuple[Any, torch.nn.Module]:
+def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Module]:
     """Returns: (CLIPTokenizer, CLIPTextModel)."""
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    arguments = _arguments(base, "text_encoder", dtype)
+    words = TOKENIZER if base.is_file else base.path / "tokenizer"
+    place = _place(base, "text_encoder")
     with quiet():
-        tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(base / "text_encoder", **arguments)
-    return tokenizer, encoder.requires_grad_(False).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+        if place.is_dir():
+            encoder = CLIPTextModel.from_pretrained(place, **_arguments(place, "text_encoder", dtype))
+            return tokenizer, encoder.requires_grad_(False).eval()
+        state = checkpoint.tensors(place, "text_encoder")
+        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        encoder = CLIPTextModel(CLIPTextConfig(**checkpoint.part_config(shapes, "text_encoder")))
+        names = set(encoder.state_dict())
+        missing, unknown = encoder.load_state_dict(checkpoint.clip_state(state, names), strict=False)
+    if lacking := [name for name in missing if not name.endswith("position_ids")] + unknown:
+        raise UserError(f"{place}: the text encoder does not fit CLIP ViT-L's layout, such as {lacking[0]}")
+    return tokenizer, encoder.to(dtype).requires_grad_(False).eval()
 
 
-def load_signal(base: Path) -> tuple[Tensor, str]:
+def noise_schedule(base: Base) -> dict[str, Any]:
+    """diffusers' scheduler settings: the folder's own, or those of all SD 1.x single files; with --prediction-type."""
+    if base.is_file:
+        said = "v" if base.path.suffix.lower() == ".safetensors" and _says_v(base.path) else "epsilon"
+        found = {**SCHEDULE, "prediction_type": PREDICTIONS[said]}
+    else:
+        found = read_config(base.path / "scheduler", "scheduler_config.json")
+    if base.prediction != "auto":
+        found["prediction_type"] = PREDICTIONS[base.prediction]
+    return {**found, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+
+
+def _says_v(path: Path) -> bool:
+    """Two marks in use: an empty tensor named v_pred, and modelspec's metadata."""
+    shapes, metadata = checkpoint.header(path)
+    return "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v")
+
+
+def load_signal(base: Base) -> tuple[Tensor, str]:
     """Returns: (alphas_cumprod [timesteps] fp32, prediction type)."""
     from .diffusion import alphas_cumprod
 
-    config = read_config(base, "scheduler", "scheduler_config.json")
+    config = noise_schedule(base)
     signal = alphas_cumprod(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
     return signal, config.get("prediction_type", "epsilon")
 
 
-def load_pipeline(base: Path, unet: torch.nn.Module | None = None) -> Any:
+def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
     """diffusers' StableDiffusionPipeline with a DDIM sampler, in fp32, or around a unet that is already there.
 
     The VAE is in fp32 whatever the U-Net's type: decode its latents as `sample.pictures` does.
@@ -129,7 +251,7 @@ def load_pipeline(base: Path, unet: torch.nn.Module | None = None) -> Any:
             text_encoder=encoder,
             tokenizer=tokenizer,
             unet=unet,
-            scheduler=DDIMScheduler.from_pretrained(base / "scheduler", clip_sample=False, set_alpha_to_one=False),
+            scheduler=DDIMScheduler.from_config(noise_schedule(base)),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -102,7 +102,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer sample", description="Make pictures with a LoRA.", allow_abbrev=False
     )
-    parser.add_argument("--base", default="builtin", help="model folder in diffusers layout, or 'builtin' [builtin]")
+    parser.add_argument("--base", default="builtin", help="model file, diffusers folder, hub id or 'builtin' [builtin]")
+    parser.add_argument("--vae", type=Path, help="another VAE than the model's own")
     parser.add_argument("--lora", type=Path, help="LoRA file; without it the base model")
     parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA [1]")
     parser.add_argument("--prompt", required=True)
@@ -141,19 +142,15 @@ def _resolution(text: str) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """The `sample` command. Raises: UserError. Returns: exit code."""
-    from .builtin import MODEL
-
     options = make_parser().parse_args(argv)
     is_builtin = options.base == "builtin"
-    base = MODEL if is_builtin else Path(options.base)
     if options.lora and not options.lora.is_file():
         raise UserError(f"--lora: no file {options.lora}")
     if options.out.suffix.lower() != ".png":
         raise UserError(f"--out: {options.out} must end in .png")
-    if not base.exists():
-        raise UserError(f"--base: {base} does not exist")
     from . import memory, model
 
+    base = model.Base(model.find(options.base), options.vae)
     model.check(base)
     device = memory.choose_device(options.device)
     pipe = model.load_pipeline(base).to(device)

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from . import __version__, lora, lora_file, memory, model
-from .builtin import MODEL
-from .config import BUILTIN, TrainConfig
+from .builtin import BUILTIN
+from .config import TrainConfig
 from .dataset import Folders
 from .draws import views
 from .encode import encode
 from .errors import NonFinite, Stopped
 from .loop import Loop, StepReport
+from .model import Base
 from .run_dir import RunDir
 
 CHECKPOINTS = 10  # states and probes over a run
@@ -35,13 +36,9 @@ class Trained:
 
     unet: nn.Module  # with its LoRA
     device: torch.device
-    base: Path
+    base: Base
     folders: Folders
     rises: dict[str, float]  # see Loop.rises
-
-
-def base_folder(config: TrainConfig) -> Path:
-    return MODEL if config.base == BUILTIN else Path(config.base)
 
 
 def picture_prompt(config: TrainConfig, folders: Folders) -> str:
@@ -51,6 +48,7 @@ def picture_prompt(config: TrainConfig, folders: Folders) -> str:
 
 def run(
     config: TrainConfig,
+    base: Base,
     folders: Folders,
     run_dir: RunDir,
     *,
@@ -66,7 +64,6 @@ def run(
         picture: makes the pictures during training (--sample-every) from (what is trained so far, step).
     Raises: Stopped or NonFinite after saving LoRA and state of the last finished step; UserError.
     """
-    base = base_folder(config)
     loop = _load(config, base, folders, run_dir, emit, check)
     if is_resume:
         loop.restore(run_dir.load_state())
@@ -94,7 +91,7 @@ def run(
 
 
 def _load(
-    config: TrainConfig, base: Path, folders: Folders, run_dir: RunDir, emit: Emit, check: Callable[[], None]
+    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, emit: Emit, check: Callable[[], None]
 ) -> Loop:
     def progress(what: str, done: int, of: int) -> None:
         check()
@@ -132,7 +129,7 @@ def _try_picture(picture: Callable[[Trained, int], None], so_far: Trained, step:
 
 
 def save_lora(
-    config: TrainConfig, base: Path, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
+    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
 ) -> None:
     """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
     standard = lora_file.standard_metadata(
@@ -140,7 +137,7 @@ def save_lora(
         rank=config.rank,
         alpha=config.effective_alpha,
         resolution=config.resolution,
-        base_name="pu-unlearn miniature" if config.base == BUILTIN else base.name,
+        base_name="pu-unlearn miniature" if config.base == BUILTIN else base.path.name,
         base_hash=model.part_hash(base, "unet"),
         finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         prediction_type=loop.prediction_type,

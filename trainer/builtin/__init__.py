@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+BUILTIN = "builtin"  # what --base calls it
 HERE = Path(__file__).parent
 MODEL = HERE / "model"
 CONFIG = HERE / "config.toml"

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..evaluate import DigitJudge, Rate
-from ..model import load_pipeline
+from ..model import Base, load_pipeline
 from ..sample import pictures, save_grid
 from . import CLASSIFIER, HERE, MODEL, digits
 from .classifier import DigitClassifier, classify
@@ -268,7 +268,7 @@ def _latents(part: digits.Digits) -> Tensor:
 def check(n: int = 500) -> None:
     """Print what the base model makes under each kind of prompt, and write a picture of its digits."""
     _accuracy()
-    pipe, judge = load_pipeline(MODEL), DigitJudge()
+    pipe, judge = load_pipeline(Base(MODEL)), DigitJudge()
 
     def rate(prompt: str, n: int) -> tuple[Rate, np.ndarray]:
         images = pictures(pipe, prompt, seeds=range(n), resolution=digits.SIZE_PX, steps=25, guidance=1)

@@ -18,8 +18,8 @@ from statistics import mean
 
 import numpy as np
 
-from .. import evaluate, memory, train
-from ..builtin import CONFIG, digits
+from .. import evaluate, memory, model, train
+from ..builtin import CONFIG, MODEL, digits
 from ..command_line import parse
 from ..config import TrainConfig
 from ..dataset import scan
@@ -81,6 +81,7 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
     started = time.perf_counter()
     trained = train.run(
         config,
+        model.Base(MODEL),
         scan(
             config.unlabeled,
             config.sensitive,
@@ -134,13 +135,10 @@ def _seeds(seed: int, n: int) -> list[int]:
 
 def before(seed: int, root: Path) -> dict:
     """The base model, judged as the runs are."""
-    from .. import model
-    from ..builtin import MODEL
-
     target = root / f"before seed {seed}.json"
     if not target.exists():
         root.mkdir(parents=True, exist_ok=True)
-        pipe = model.load_pipeline(MODEL)
+        pipe = model.load_pipeline(model.Base(MODEL))
 
         def make(prompt: str, seeds: list[int], guidance: float = 1.0) -> np.ndarray:
             return pictures(pipe, prompt, seeds=seeds, resolution=64, steps=25, guidance=guidance)

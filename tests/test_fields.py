@@ -105,6 +105,14 @@ def at_once(outcome: Outcome) -> Any:
     return next(e["micro_batch"] for e in outcome.events if e.get("name") == "train")
 
 
+def chosen(name: str) -> Callable[[Outcome], Any]:
+    return lambda outcome: next(e[name] for e in outcome.events if e.get("name") == "train")
+
+
+def warnings(outcome: Outcome) -> Any:
+    return any("xformers" in e["message"] for e in outcome.events if e["event"] == "warning")
+
+
 def sampled(outcome: Outcome) -> Any:
     return [e["step"] for e in outcome.events if e["event"] == "sample" and e["kind"] == "step"]
 
@@ -129,6 +137,10 @@ def captions(outcome: Outcome) -> Any:
     return outcome.metadata["pu_sensitive_captions"]
 
 
+def text(outcome: Outcome) -> Any:
+    return outcome.text
+
+
 def code(outcome: Outcome) -> Any:
     return outcome.code
 
@@ -138,6 +150,7 @@ class Case:
     value: Any
     observe: Callable[[Outcome], Any]
     given: dict = field(default_factory=dict)  # on both sides
+    command: str = ""  # another one than training
 
 
 PICTURES = {"images": 2, "sample_steps": 2}
@@ -166,6 +179,11 @@ CASES = {
     "batch_unlabeled": Case(3, weights),
     "batch_sensitive": Case(3, weights),
     "micro_batch": Case(1, at_once),
+    "checkpointing": Case("all", chosen("checkpointing")),
+    "weights": Case("fp8", weights),
+    "offload": Case(1, chosen("offload")),
+    "attention": Case("xformers", warnings),
+    "vram_budget": Case(0.01, text, {"vram_budget": 99}, command="plan"),  # for a card: seen without one in the plan
     "lr": Case(2e-3, weights),
     "warmup_steps": Case(1, weights),
     "max_grad_norm": Case(1e-7, weights),
@@ -221,21 +239,21 @@ def outcome_of(piles, tmp_path_factory):
     """Settings -> Outcome of a run in this process; the same settings run once."""
     made: dict[str, Outcome] = {}
 
-    def run(settings: dict) -> Outcome:
-        key = json.dumps(settings, sort_keys=True)
+    def run(settings: dict, command: str = "") -> Outcome:
+        key = command + json.dumps(settings, sort_keys=True)
         if key not in made:
             folder = tmp_path_factory.mktemp("run")
             output = folder / settings.get("output_dir", ".")
-            arguments = ["--output-dir", str(output)]
+            arguments = [*command.split(), "--output-dir", str(output)]
             for name, value in settings.items():
                 if value is None or name == "output_dir":
                     continue
                 option = "--" + name.replace("_", "-")
                 arguments += [option] if value is True else [option, str(piles.get(value, value))]
-            errors = io.StringIO()
-            with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
                 status = main(arguments)
-            made[key] = Outcome(status, errors.getvalue(), folder)
+            made[key] = Outcome(status, said.getvalue(), folder)
         return made[key]
 
     return run
@@ -249,8 +267,8 @@ def test_the_table_holds_exactly_the_fields():
 def test_field_changes_something(name, outcome_of):
     case = CASES[name]
     settings = {**TINY, "unlabeled": "unlabeled", "sensitive": "sensitive", **case.given}
-    before, after = outcome_of(settings), outcome_of({**settings, name: case.value})
-    refused = name in ("device", "skip_bad_images")
+    before, after = (outcome_of(s, case.command) for s in (settings, {**settings, name: case.value}))
+    refused = name in ("device", "skip_bad_images", "vram_budget")
     assert refused or (before.code, after.code) == (0, 0), before.text + after.text
     assert case.observe(before) != case.observe(after)
 

@@ -40,7 +40,7 @@ def test_a_device_that_is_not_there():
         memory.choose_device("cuda:3")
 
 
-def test_micro_batch_auto_finds_the_largest_that_fits():
+def test_micro_batch_shrinks_to_what_the_card_bears():
     tried = []
 
     def attempt(n):
@@ -48,20 +48,16 @@ def test_micro_batch_auto_finds_the_largest_that_fits():
         if n > 5:
             raise torch.OutOfMemoryError
 
-    cuda = torch.device("cuda")
-    assert memory.choose_micro_batch("auto", 16, cuda, attempt) == 4
+    assert memory.largest_that_fits(16, attempt) == 4
     assert tried == [16, 8, 4]
-    assert memory.choose_micro_batch("auto", 16, torch.device("cpu"), attempt) == 16
-    assert memory.choose_micro_batch(3, 16, cuda, attempt) == 3
-    assert memory.choose_micro_batch(99, 16, cuda, attempt) == 16
 
 
-def test_micro_batch_auto_gives_up_when_one_sample_does_not_fit():
+def test_micro_batch_gives_up_when_one_sample_does_not_fit():
     def attempt(n):
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        memory.choose_micro_batch("auto", 16, torch.device("cuda"), attempt)
+        memory.largest_that_fits(16, attempt)
 
 
 def make(name, warnings):

@@ -31,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import sample
 
             return sample.main(argv[1:])
+        if argv and argv[0] == "plan":
+            parse(argv[1:], CONFIG, needs_images=False)  # before the slow import
+            from . import plan
+
+            return plan.main(argv[1:])
         invocation = parse(argv, CONFIG)
         if invocation.dry_run:
             print(to_toml(invocation.config), end="")

@@ -63,6 +63,13 @@ def header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     return shapes, metadata
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's tensors."""
+    if path.suffix.lower() == ".ckpt":
+        return {name: tuple(value.shape) for name, value in _unpickle(path).items()}
+    return header(path)[0]
+
+
 def _what_instead(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(64)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from . import kohya
 from .builtin import BUILTIN
 from .config import PRESETS, TrainConfig, folders_of
 from .errors import UserError
@@ -29,13 +30,25 @@ FLAGS = {
     "resume": "go on with the interrupted run of this --name",
     "dry-run": "print the settings and stop",
     "events": "'jsonl': one JSON line for each event on stdout, people's text on stderr",
-    "lowvram": "preset for small graphics cards: micro-batch as large as fits",
+    "lowvram": "preset for cards of 4 GB: what is fastest in 2.4 GiB",
+    "medvram": "preset for cards of 6 GB: what is fastest in 4.8 GiB",
+    "highvram": "preset for large cards: nothing is saved but what costs no time",
 }
 
 # May differ between a run and its continuation: where it computes and what it shows, not what it learns.
-FREE_ON_RESUME = {"device", "micro_batch", "keep_cache", "images", "sample_every", "rate_images", "output_dir"}
-
-HINTS = {"lowram": "--lowram means the opposite elsewhere (weights into VRAM to save RAM); for small cards: --lowvram"}
+FREE_ON_RESUME = {
+    "device",
+    "vram_budget",
+    "micro_batch",
+    "checkpointing",
+    "offload",
+    "attention",
+    "keep_cache",
+    "images",
+    "sample_every",
+    "rate_images",
+    "output_dir",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m trainer",
         description="Teach Stable Diffusion 1.x what not to generate, from unlabeled and sensitive images. "
         "Without options: real handwritten digits on a built-in miniature model.",
-        epilog="other commands: python -m trainer sample --help",
+        epilog="other commands: python -m trainer sample --help; python -m trainer plan, with these options",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -82,11 +95,12 @@ def _show(default: Any) -> str:
     return "none" if default is None else str(default)
 
 
-def parse(argv: Sequence[str], builtin_config: Path, saved_config: Any = None) -> Invocation:
+def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = True) -> Invocation:
     """argv -> settings. Later wins: field defaults, built-in default, the resumed run, --config, preset, argv.
 
     Args:
         builtin_config: TOML that applies when neither a model of one's own nor folders are named.
+        needs_images: whether a model of one's own calls for folders.
     Raises: UserError listing every problem at once.
     """
     problems: list[str] = []
@@ -108,7 +122,7 @@ def parse(argv: Sequence[str], builtin_config: Path, saved_config: Any = None) -
     except ValidationError as error:
         problems += _explain(error)
     else:
-        problems += _contradictions(config)
+        problems += _contradictions(config, needs_images=needs_images)
     if problems:
         raise UserError("\n".join(problems))
     return Invocation(config, is_builtin, bool(flags.get("resume")), bool(flags.get("dry_run")), "events" in flags)
@@ -116,7 +130,7 @@ def parse(argv: Sequence[str], builtin_config: Path, saved_config: Any = None) -
 
 def _read_argv(argv: Sequence[str], problems: list[str]) -> dict[str, Any]:
     parser = make_parser()
-    words = [_dashed(word) for word in argv]
+    words = kohya.translate(argv, problems)
     try:
         known, unknown = parser.parse_known_args(words)
     except UserError as error:
@@ -131,16 +145,8 @@ def _read_argv(argv: Sequence[str], problems: list[str]) -> dict[str, Any]:
                 continue  # the value of an option that is already reported
             problems.append(f"{word}: unexpected; every setting is an option, such as --steps 500")
         else:
-            problems.append(HINTS.get(name[2:]) or f"{name}: no such option{_nearest(name, names)}")
+            problems.append(f"{name}: no such option{_nearest(name, names)}")
     return vars(known)
-
-
-def _dashed(word: str) -> str:
-    """kohya's spelling of an option (--max_train_steps) in ours; values stay as they are."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
@@ -157,8 +163,13 @@ def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
     names = {s: n for n, f in TrainConfig.model_fields.items() for s in (n, *f.json_schema_extra["also"])}
     known = {}
     for key, value in table.items():
-        if key in names:
-            known[names[key]] = value
+        if key in kohya.REFUSED:
+            problems.append(f"{path}: {key}: {kohya.REFUSED[key]}")
+            continue
+        ours, fixed = kohya.MEANS.get(key, (key, None))
+        name = names.get(ours.replace("-", "_"))
+        if name:
+            known[name] = value if fixed is None else (fixed or True)
         else:
             problems.append(f"{path}: no setting named {key!r}{_nearest(key, list(names))}")
     return known
@@ -198,7 +209,7 @@ def _explain(error: ValidationError) -> list[str]:
     return [f"--{k.replace('_', '-')}: {' or '.join(v)}, got {got[k]!r}" for k, v in reasons.items()]
 
 
-def _contradictions(config: TrainConfig) -> list[str]:
+def _contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
     """Faults that no single field shows, and paths that are not there: all of them in one go, before slow imports."""
     problems = []
     folders = folders_of(config)
@@ -215,7 +226,7 @@ def _contradictions(config: TrainConfig) -> list[str]:
             problems.append(f"--{name}: no folder {folder}")
         elif folder is None and any(folders.values()) and (name, config.objective) != ("sensitive", "unsupervised"):
             problems.append(f"--{name}: name the folder of {name} images")
-    if config.base not in (None, BUILTIN) and not any(folders.values()):
+    if needs_images and config.base not in (None, BUILTIN) and not any(folders.values()):
         problems.append("--unlabeled and --sensitive: name the two folders of images")
     if config.rate_images and config.base != BUILTIN:
         problems.append("--rate-images: only the built-in digits come with a classifier that can judge pictures")

@@ -12,6 +12,10 @@ def option(default: Any, text: str, *, exposed: bool = False, also: tuple[str, .
     return Field(default, description=text, json_schema_extra={"exposed": exposed, "also": list(also)}, **limits)
 
 
+Count = Annotated[int, Field(ge=1)] | Literal["auto"]
+Count0 = Annotated[int, Field(ge=0)] | Literal["auto", "all"]
+
+
 class TrainConfig(BaseModel):
     """The settings of one training run. Frozen; `command_line.parse` makes it, config.toml keeps it."""
 
@@ -21,7 +25,6 @@ class TrainConfig(BaseModel):
     base: str | None = option(
         None,
         "Stable Diffusion 1.x model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'builtin'",
-        also=("pretrained_model_name_or_path",),
     )
     vae: Path | None = option(None, "another VAE than the model's own: a .safetensors file or a diffusers folder")
     prediction_type: Literal["auto", "epsilon", "v"] = option(
@@ -59,32 +62,36 @@ class TrainConfig(BaseModel):
     )
 
     # training
-    steps: int = option(1000, "optimizer steps", exposed=True, also=("max_train_steps",), ge=1)
+    steps: int = option(1000, "optimizer steps", exposed=True, ge=1)
     batch_unlabeled: int = option(16, "unlabeled samples in one step", ge=1)
     batch_sensitive: int = option(8, "sensitive samples in one step, under unlabeled captions", ge=1)
-    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = option(
-        4, "samples in the U-Net at once ('auto': as many as fit); changes memory and speed, not the result"
-    )
-    lr: float = option(1e-4, "learning rate", exposed=True, also=("learning_rate",), gt=0, le=1)
+    lr: float = option(1e-4, "learning rate", exposed=True, gt=0, le=1)
     warmup_steps: int = option(20, "steps over which the learning rate rises; then it falls as a cosine", ge=0)
     max_grad_norm: float = option(1.0, "longer gradients are shortened to this", gt=0)
     weight_decay: float = option(0.01, "AdamW's pull of the LoRA towards zero", ge=0)
-    rank: int = option(16, "LoRA rank", exposed=True, also=("network_dim",), ge=1, le=256)
-    alpha: float | None = option(None, "LoRA alpha; the rank if not given", also=("network_alpha",), gt=0)
-    optimizer: Literal["adamw", "adamw8bit"] = option("adamw", "adamw8bit needs bitsandbytes", also=("optimizer_type",))
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", "number format of the U-Net's arithmetic", also=("mixed_precision",)
-    )
+    rank: int = option(16, "LoRA rank", exposed=True, ge=1, le=256)
+    alpha: float | None = option(None, "LoRA alpha; the rank if not given", gt=0)
+    optimizer: Literal["adamw", "adamw8bit"] = option("adamw", "adamw8bit needs bitsandbytes")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "number format of the U-Net's arithmetic")
     save_precision: Literal["fp16", "bf16", "fp32"] = option("fp16", "number format of the LoRA file")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     seed: int = option(0, "seed of everything random", exposed=True, ge=0, lt=2**32)
+
+    # memory: changes speed, not the result (fp8 weights: hardly); auto: the fastest that fits
+    vram_budget: float | None = option(None, "GiB of the card to use at most; all that is free if not given", gt=0)
+    micro_batch: Count = option("auto", "samples in the U-Net at once")
+    checkpointing: Count0 = option("auto", "parts of the U-Net that are computed again instead of kept; or 'all'")
+    weights: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = option(
+        "auto", "number format in which the frozen U-Net is kept"
+    )
+    offload: Count0 = option("auto", "blocks of the U-Net whose weights stay in CPU memory; or 'all'")
+    attention: Literal["sdpa", "xformers"] = option("sdpa", "xformers is used only where it proves to work")
 
     # results
     name: str = option(
         "pu-lora",
         "name of the LoRA and of its run folder",
         exposed=True,
-        also=("output_name",),
         pattern=r"^[A-Za-z0-9][\w .+-]*$",
         max_length=100,
     )
@@ -102,7 +109,12 @@ class TrainConfig(BaseModel):
         return float(self.rank) if self.alpha is None else self.alpha
 
 
-PRESETS = {"lowvram": {"micro_batch": "auto"}}
+_FITTED = {"micro_batch": "auto", "checkpointing": "auto", "weights": "auto", "offload": "auto"}
+PRESETS = {
+    "lowvram": {**_FITTED, "vram_budget": 2.4},
+    "medvram": {**_FITTED, "vram_budget": 4.8},
+    "highvram": {"micro_batch": "auto", "checkpointing": 0, "weights": "auto", "offload": 0},
+}
 
 
 def folders_of(config: TrainConfig) -> dict[str, Path | None]:

@@ -53,8 +53,12 @@ class Console:
         if fields["name"] in PHASES and fields["name"] != self.phase:
             self.say(f"{PHASES[fields['name']]} …")
         if fields["name"] == "train":
+            savings = {"parts checkpointed": fields["checkpointing"], "blocks in CPU memory": fields["offload"]}
+            more = "".join(f", {count} {what}" for what, count in savings.items() if count)
+            more += f", weights kept in {fields['weights']}" if fields["weights"] != fields["precision"] else ""
             self.say(
-                f"training on {fields['device']} in {fields['precision']}, {fields['micro_batch']} samples at once"
+                f"training on {fields['device']} in {fields['precision']}, "
+                f"{fields['micro_batch']} samples at once{more}"
             )
         self.phase = fields["name"]
 
@@ -70,6 +74,11 @@ class Console:
         self.bar.update()
         if fields["step"] == fields["of"]:
             self.close()
+
+    def _plan(self, fields: dict[str, Any]) -> None:
+        parts = ", ".join(f"{name} {fields[name]:.0f}" for name in ("weights", "lora", "activations", "context"))
+        total, budget = fields["total_mib"], fields["budget_mib"]
+        self.say(f"predicted peak {total:.0f} of {budget:.0f} MiB ({parts})")
 
     def _warning(self, fields: dict[str, Any]) -> None:
         self.say(f"warning: {fields['message']}")

@@ -23,6 +23,7 @@ class Denoiser:
     """The U-Net with all it needs to turn draws into errors. `before` is called ahead of each pass (it may stop it)."""
 
     unet: nn.Module
+    dtype: torch.dtype  # of the arithmetic
     encoded: Encoded
     signal: Tensor  # [timesteps]
     prediction_type: str
@@ -47,7 +48,7 @@ class Denoiser:
         t = torch.tensor([r[1] for r in random]) if t is None else t
         noisy = add_noise(latents, noise, t, self.signal).to(self.device)
         wanted = target(latents, noise, t, self.signal, self.prediction_type).to(self.device)
-        dtype = self.unet.dtype
+        dtype = self.dtype
         with self.autocast():
             found = self.unet(noisy.to(dtype), t.to(self.device), text.to(dtype)).sample
         return per_sample_error(found, wanted), t.to(self.device), latents[0].numel()

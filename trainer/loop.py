@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from . import draws, gradient, lora, memory, model, pu_loss
 from .config import TrainConfig
 from .dataset import Folders
@@ -16,6 +14,7 @@ from .draws import Batches
 from .encode import Encoded
 from .errors import NonFinite
 from .model import Base
+from .switches import DTYPES, Switches, set_up
 
 PROBE_SAMPLES = 20
 
@@ -57,6 +56,7 @@ class Loop:
         base: Base,
         folders: Folders,
         encoded: Encoded,
+        switches: Switches,
         *,
         warn: Callable[[str], None],
         check: Callable[[], None],
@@ -64,11 +64,12 @@ class Loop:
         self.config, self.folders = config, folders
         memory.flush_denormals()
         self.device = memory.choose_device(config.device)
-        self.precision = memory.choose_precision(config.precision, self.device)
-        self.accelerator = memory.make_accelerator(self.precision, self.device)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        self.unet = model.load_unet(base, dtype).to(self.device)
-        self.parameters = lora.attach(self.unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
+        self.switches, self.micro_batch = switches, switches.micro_batch
+        self.accelerator = memory.make_accelerator(switches.precision, self.device)
+        self.unet = model.load_unet(base, switches.load_dtype)
+        lora.attach(self.unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
+        set_up(self.unet, switches, device=self.device, say=warn)
+        self.parameters = lora.parameters(self.unet)
         plain = memory.make_optimizer(
             config.optimizer,
             self.parameters,
@@ -79,7 +80,15 @@ class Loop:
         self.optimizer = self.accelerator.prepare(plain)
         signal, self.prediction_type = model.load_signal(base)
         self.denoiser = Denoiser(
-            self.unet, encoded, signal, self.prediction_type, config.seed, self.device, self.accelerator.autocast, check
+            self.unet,
+            DTYPES[switches.precision],
+            encoded,
+            signal,
+            self.prediction_type,
+            config.seed,
+            self.device,
+            self.accelerator.autocast,
+            check,
         )
         self.batches = make_batches(config, folders)
         self.weights = pu_loss.Weights(
@@ -91,8 +100,8 @@ class Loop:
 
     def prepare(self) -> None:
         """Settle the micro-batch, and measure the base model once: calibration and the probes' starting point."""
-        batch = max(self.batches.n_unlabeled, self.batches.n_paired + self.batches.n_extra)
-        self.micro_batch = memory.choose_micro_batch(self.config.micro_batch, batch, self.device, self._attempt)
+        if self.config.micro_batch == "auto" and self.device.type == "cuda":
+            self.micro_batch = memory.largest_that_fits(self.micro_batch, self._attempt)
         if self.scale is not None:
             return
         with lora.disabled(self.unet):

@@ -37,6 +37,11 @@ def attach(unet: nn.Module, *, rank: int, alpha: float, seed: int) -> list[nn.Pa
     for pair in pairs(unet).values():
         for layer in pair:
             layer.to(torch.float32).requires_grad_(True)
+    return parameters(unet)
+
+
+def parameters(unet: nn.Module) -> list[nn.Parameter]:
+    """The trainable weights, in a fixed order."""
     return [layer.weight for pair in pairs(unet).values() for layer in pair]
 
 

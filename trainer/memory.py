@@ -97,19 +97,12 @@ def _adamw8bit(parameters: Sequence[nn.Parameter], lr: float, weight_decay: floa
     return bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=weight_decay)
 
 
-def choose_micro_batch(wanted: int | str, batch: int, device: torch.device, attempt: Callable[[int], None]) -> int:
-    """auto: on the CPU the whole batch; on a card the largest that fits, found by trying.
+def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:
+    """The planned micro-batch, or the largest half, quarter, … of it that a card really bears.
 
-    Args:
-        batch: samples of the larger kind in one step; more than this is never in the model at once.
-        attempt: one forward and backward pass of that many samples.
+    Args: attempt: one forward and backward pass of that many samples.
     Raises: torch.OutOfMemoryError if not even one sample fits.
     """
-    if wanted != "auto":
-        return min(int(wanted), batch)
-    if device.type == "cpu":
-        return batch
-    size = batch
     while True:
         try:
             attempt(size)
@@ -119,6 +112,13 @@ def choose_micro_batch(wanted: int | str, batch: int, device: torch.device, atte
                 raise
             size = (size + 1) // 2
             torch.cuda.empty_cache()
+
+
+def budget_mib(device: torch.device, wanted_gib: float | None) -> float:
+    """Memory of a card that a run may take: what is asked for, or what is free. Infinite off CUDA."""
+    if device.type != "cuda":
+        return float("inf")
+    return torch.cuda.mem_get_info(device)[0] / 2**20 if wanted_gib is None else wanted_gib * 1024
 
 
 def peak_mib(device: torch.device) -> float:

@@ -143,6 +143,13 @@ def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
     return sha256(file)
 
 
+def unet_config(base: Base) -> dict[str, Any]:
+    """UNet2DConditionModel's arguments, without loading weights."""
+    if not base.is_file:
+        return read_config(base.path / "unet")
+    return checkpoint.part_config(checkpoint.shapes(base.path), "unet")
+
+
 def _place(base: Base, part: str) -> Path:
     """The folder of a part, or the single file that holds it."""
     if part == "vae" and base.vae:

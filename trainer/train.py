@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import __version__, lora, lora_file, memory, model
+from . import __version__, lora, lora_file, memory, model, plan
 from .builtin import BUILTIN
 from .config import TrainConfig
 from .dataset import Folders
@@ -22,9 +22,9 @@ from .errors import NonFinite, Stopped
 from .loop import Loop, StepReport
 from .model import Base
 from .run_dir import RunDir
+from .switches import DTYPES, Switches
 
 CHECKPOINTS = 10  # states and probes over a run
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 Emit = Callable[..., None]  # emit(event, **fields)
@@ -70,7 +70,7 @@ def run(
         run_dir.truncate_events(loop.progress.step)
     emit("phase", name="calibrate")
     loop.prepare()
-    emit("phase", name="train", micro_batch=loop.micro_batch, precision=loop.precision, device=str(loop.device))
+    emit("phase", name="train", device=str(loop.device), **{**asdict(loop.switches), "micro_batch": loop.micro_batch})
     report, rises = None, {}
     try:
         for report in loop.steps():
@@ -93,6 +93,9 @@ def run(
 def _load(
     config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, emit: Emit, check: Callable[[], None]
 ) -> Loop:
+    device = memory.choose_device(config.device)
+    switches = _choose_switches(config, base, device, emit)
+
     def progress(what: str, done: int, of: int) -> None:
         check()
         emit("phase", name="encode", what=what, done=done, total=of)
@@ -105,12 +108,24 @@ def _load(
         resolution=config.resolution,
         views=views(flip=config.flip, crops=config.crops),
         folder=run_dir.cache,
-        device=memory.choose_device(config.device),
+        device=device,
         progress=progress,
     )
     emit("phase", name="load")
     warn = lambda text: emit("warning", message=text)  # noqa: E731
-    return Loop(config, base, folders, encoded, warn=warn, check=check)
+    return Loop(config, base, folders, encoded, switches, warn=warn, check=check)
+
+
+def _choose_switches(config: TrainConfig, base: Base, device: torch.device, emit: Emit) -> Switches:
+    """Settle what --micro-batch and the other memory settings left open, and tell what that will take."""
+    budget = memory.budget_mib(device, config.vram_budget)
+    found, estimate = plan.settle(config, base, memory.choose_precision(config.precision, device), budget)
+    if estimate:
+        emit("plan", budget_mib=budget, total_mib=estimate.total, **asdict(estimate))
+        if estimate.total > budget:
+            text = f"{estimate.total:.0f} MiB are needed by the estimate, {budget:.0f} MiB are there"
+            emit("warning", message=f"this may run out of memory: {text}")
+    return found
 
 
 def _checkpoint(loop: Loop, run_dir: RunDir, emit: Emit) -> dict[str, float]:

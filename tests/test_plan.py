@@ -1,0 +1,109 @@
+"""The memory estimate: against torch's own profiler, and the switches that it chooses."""
+
+import gc
+
+import pytest
+import torch
+from random_checkpoint import FULL, SMALL, shapes
+
+from trainer import checkpoint, lora, plan, switches
+from trainer.diffusion import per_sample_error
+from trainer.plan import Shape, Wanted
+from trainer.switches import Switches
+
+SD15 = Shape(checkpoint.part_config(shapes(FULL), "unet"), 16, "adamw8bit", 512, 512)
+MINI = Shape(checkpoint.part_config(shapes(SMALL), "unet"), 4, "adamw", 256, 256)
+
+
+def measured_mib(shape, found):
+    """Peak of what a real micro-batch allocates on the CPU on top of the model, by torch's profiler."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(shape.unet).requires_grad_(False).eval()
+    lora.attach(unet, rank=shape.rank, alpha=shape.rank, seed=0)
+    switches.set_up(unet, found, device=torch.device("cpu"))
+    latents = torch.randn(found.micro_batch, 4, shape.height_px // 8, shape.width_px // 8)
+    text = torch.randn(found.micro_batch, 77, shape.unet["cross_attention_dim"])
+    t = torch.zeros(found.micro_batch, dtype=torch.long)
+    gc.collect()
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        per_sample_error(unet(latents, t, text).sample, latents).sum().backward()
+    # the allocator's own events: [memory] entries carry every allocation and release in order
+    held = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    gradients = 4 * sum(p.numel() for p in lora.parameters(unet))
+    return (peak - gradients) / 2**20
+
+
+@pytest.mark.parametrize("found", [Switches("fp32", "fp32"), Switches("fp32", "fp32", checkpointing=99)], ids=str)
+def test_estimate_agrees_with_the_profiler(found):
+    """Activations within a tenth, on the small variant of the architecture."""
+    assert plan.predict(MINI, found).activations == pytest.approx(measured_mib(MINI, found), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("px", [128, 256])
+@pytest.mark.parametrize("checkpointing", [0, 99])
+def test_estimate_agrees_with_the_profiler_at_full_shape(px, checkpointing):
+    shape = Shape(SD15.unet, 16, "adamw", px, px)
+    found = Switches("fp32", "fp32", checkpointing=checkpointing)
+    assert plan.predict(shape, found).activations == pytest.approx(measured_mib(shape, found), rel=0.1)
+
+
+def test_weights_are_counted_exactly():
+    found = plan.predict(MINI, Switches("fp16", "fp16"))
+    numbers = sum(torch.Size(s).numel() for n, s in shapes(SMALL).items() if n.startswith("model."))
+    assert found.weights == pytest.approx(2 * numbers / 2**20, rel=1e-3)
+
+
+def test_targets_at_512_px():
+    """What the README promises for Stable Diffusion 1.5, LoRA of rank 16 on 192 modules, CUDA's 0.4 GiB included."""
+    lowvram, _ = plan.choose(SD15, Wanted(16), "fp16", 2.4 * 1024)
+    assert (lowvram.micro_batch, lowvram.weights, lowvram.offload) == (1, "fp16", 0)
+    assert lowvram.checkpointing > 0
+    assert plan.predict(SD15, lowvram).total <= 2.4 * 1024
+    assert plan.predict(SD15, Switches("fp16", "fp8", checkpointing=99)).total <= 1.6 * 1024
+    assert plan.predict(SD15, Switches("fp16", "fp8", checkpointing=99, offload=99)).total <= 1.0 * 1024
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    return lambda budget, **wanted: plan.choose(MINI, Wanted(4, **wanted), "fp16", budget)
+
+
+def test_smaller_budgets_get_more_frugal_switches(chosen):
+    most = plan.predict(MINI, Switches("fp16", "fp16", micro_batch=4)).total
+    least = plan.predict(MINI, Switches("fp16", "fp8", checkpointing=99, offload=99)).total
+    seen = []
+    for i in range(9):
+        budget = most - (most - least) * i / 8
+        found, estimate = chosen(budget)
+        assert estimate.total <= budget + 0.01
+        seen.append((found.micro_batch, -found.checkpointing, found.weights == "fp16", -found.offload))
+    assert seen[0] == (4, 0, True, 0)
+    assert seen == sorted(seen, reverse=True)
+    assert len(set(seen)) >= 4
+
+
+def test_what_is_fixed_stays(chosen):
+    found, _ = chosen(0, micro_batch=2, weights="fp16")
+    assert (found.micro_batch, found.weights) == (2, "fp16")
+    found, estimate = chosen(float("inf"), checkpointing="all")
+    assert found.micro_batch == 4
+    assert found.checkpointing > 3
+    assert estimate is None
+
+
+def test_checkpointing_stops_where_it_fits(chosen):
+    """Recomputation is spent only where memory forces it: one unit less would not fit."""
+    without = plan.predict(MINI, Switches("fp16", "fp16")).total
+    whole = plan.predict(MINI, Switches("fp16", "fp16", checkpointing=99)).total
+    budget = (without + whole) / 2
+    found, estimate = chosen(budget, micro_batch=1)
+    assert found.checkpointing >= 1
+    less = Switches("fp16", "fp16", checkpointing=found.checkpointing - 1)
+    assert estimate.total <= budget < plan.predict(MINI, less).total

@@ -1,0 +1,119 @@
+"""Frozen weights that are kept small (fp8) or elsewhere (CPU memory) and fetched when a layer needs them.
+
+diffusers' layerwise casting and group offloading do this for inference only: autograd would keep the fetched copy of
+every layer until the backward pass. Here a layer fetches its weight in forward and again in backward, and autograd
+keeps nothing. A frozen layer needs no input for its backward pass either: only the gradient of its input is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8).max  # 448
+
+
+class Weight:
+    """One layer's weight [out, ...] in storage: in `dtype`, or as fp8 with one fp32 scale for each output channel."""
+
+    def __init__(self, weight: Tensor, *, dtype: torch.dtype, device: torch.device, is_far: bool) -> None:
+        self.is_far = is_far
+        weight = weight.detach()
+        self.scale: Tensor | None = None
+        if dtype == FP8:
+            largest = weight.float().flatten(1).abs().amax(1).clamp(min=1e-12)
+            self.scale = (largest / FP8_MAX).view(-1, *[1] * (weight.ndim - 1))
+            weight = weight.float() / self.scale
+            self.scale = self.scale.to(device)
+        kept = weight.to(device, dtype)
+        self.kept = (
+            kept.pin_memory() if is_far and device.type == "cpu" and torch.cuda.is_available() else kept
+        )  # pinned: the copy does not wait
+
+    def fetch(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The weight where and as the arithmetic wants it: a passing copy, or the kept one where that is just so."""
+        weight = self.kept.to(device, non_blocking=True, copy=self.is_far)
+        if self.scale is None:
+            return weight.to(dtype)
+        return weight.to(dtype) * self.scale.to(device, dtype, non_blocking=True)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight.fetch(x.device, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad @ ctx.weight.fetch(grad.device, grad.dtype), None, None
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Weight, bias: Tensor | None, how: dict) -> Tensor:
+        ctx.weight, ctx.how, ctx.shape = weight, how, x.shape
+        return F.conv2d(x, weight.fetch(x.device, x.dtype), bias, **how)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        weight = ctx.weight.fetch(grad.device, grad.dtype)
+        return torch.nn.grad.conv2d_input(ctx.shape, weight, grad, **ctx.how), None, None, None
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    """What autocast would compute in; a Function of one's own is not seen by it."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class FrozenLayer(nn.Module):
+    """Stands for a frozen nn.Linear or nn.Conv2d (zero padding): the same result, its weight kept as `Weight`."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, *, dtype: torch.dtype, device: torch.device, is_far: bool) -> None:
+        super().__init__()
+        self.weight = Weight(layer.weight, dtype=dtype, device=device, is_far=is_far)
+        self.bias = layer.bias
+        self.how = None
+        if isinstance(layer, nn.Conv2d):
+            if layer.padding_mode != "zeros":
+                raise ValueError(f"padding {layer.padding_mode!r}: only zeros are supported")
+            self.how = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "groups")}
+
+    def forward(self, x: Tensor, *unused: object) -> Tensor:
+        dtype = _arithmetic(x)
+        bias = None if self.bias is None else self.bias.to(x.device, dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.how is None:
+                return _Linear.apply(x.to(dtype), self.weight, bias)
+            return _Conv2d.apply(x.to(dtype), self.weight, bias, self.how)
+
+
+def freeze(
+    parent: nn.Module,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trained: Iterable[nn.Module],
+    is_far: bool = False,
+) -> int:
+    """Replace the frozen Linear and Conv2d layers below parent by `FrozenLayer`s.
+
+    Args:
+        dtype: of the kept weights; torch.float8_e4m3fn for fp8.
+        device: where they are kept.
+        trained: layers to leave alone (the LoRA's own).
+        is_far: kept elsewhere than where the arithmetic is done.
+    Returns: how many were replaced.
+    """
+    left_alone, count = set(map(id, trained)), 0
+    for module in list(parent.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in left_alone:
+                setattr(module, name, FrozenLayer(layer, dtype=dtype, device=device, is_far=is_far))
+                count += 1
+    return count

@@ -1,0 +1,264 @@
+"""Will it fit? The peak memory of a run, predicted before anything is loaded, and the switches chosen to fit a card.
+
+One micro-batch goes forward and backward through the real U-Net code on fake tensors, which have shapes and no data;
+every storage is counted from its creation to its end. That takes about three seconds for Stable Diffusion 1.5.
+"""
+
+from __future__ import annotations
+
+import bisect
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from . import errors, lora, memory, model, switches
+from .builtin import CONFIG
+from .command_line import parse
+from .config import TrainConfig
+from .diffusion import per_sample_error
+from .frozen import FrozenLayer
+from .model import Base
+from .switches import DTYPES, Switches
+
+MIB = 2**20
+CONTEXT_MIB = 400.0  # what CUDA itself takes of a card before the first tensor; differs a little between drivers
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1}  # for each trained parameter; 8-bit: two bytes and block scales
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a run decides its memory beside the switches."""
+
+    unet: dict[str, Any]  # diffusers' config
+    rank: int
+    optimizer: str
+    height_px: int
+    width_px: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user fixed, and what is left to choose ("auto")."""
+
+    batch: int  # samples of the larger kind in one step: more are never in the model at once
+    micro_batch: int | str = "auto"
+    checkpointing: int | str = "auto"
+    weights: str = "auto"
+    offload: int | str = "auto"
+    attention: str = "sdpa"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Peak memory of training, MiB. The parts add up to `total`."""
+
+    weights: float  # frozen, on the card
+    lora: float  # LoRA, its two gradient buffers, optimizer states
+    activations: float  # everything else at the worst moment: kept for the backward pass, or at work
+    context: float = CONTEXT_MIB
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.lora + self.activations + self.context
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make while the mode is on, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for value in tree_iter(out):
+            if isinstance(value, Tensor):
+                self.add(value)
+        return out
+
+
+def predict(shape: Shape, found: Switches) -> Estimate:
+    """Peak memory of one step, in its parts."""
+    unet = _build(shape, found)
+    live = LiveStorages()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for tensor in _materialise(unet):
+            live.add(tensor)
+        held = live.now
+        parameters = lora.parameters(unet)
+        with live:
+            _pass(unet, shape, found)  # the unlabeled samples' gradients wait …
+            waiting = [p.grad for p in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+            _pass(unet, shape, found)  # … while those of the sensitive ones are made
+            del waiting
+    trained = sum(p.numel() for p in parameters)
+    gradients = 2 * 4 * trained
+    states = OPTIMIZER_BYTES[shape.optimizer] * trained
+    return Estimate(
+        weights=(held - 4 * trained) / MIB,
+        lora=(4 * trained + gradients + states) / MIB,
+        activations=(live.peak - held - gradients) / MIB,
+    )
+
+
+def settle(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
+    """`choose` for the settings of a run."""
+    side = config.resolution
+    shape = Shape(model.unet_config(base), config.rank, config.optimizer, side, side)
+    extra = round(config.sensitive_prompt_share * config.batch_sensitive)
+    batch = max(config.batch_unlabeled, config.batch_sensitive + extra)
+    wanted = Wanted(batch, config.micro_batch, config.checkpointing, config.weights, config.offload, config.attention)
+    return choose(shape, wanted, precision, budget_mib)
+
+
+def choose(shape: Shape, wanted: Wanted, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
+    """The fastest switches whose predicted peak fits, or the most frugal ones if none does.
+
+    Args: budget_mib: infinite: nothing is saved, and nothing predicted.
+
+    In this order: fewer samples at once (costs least), more checkpointing (a third more arithmetic at most), fp8
+    weights, blocks in CPU memory (every weight crosses the bus twice a micro-batch).
+    """
+    estimates: dict[Switches, Estimate] = {}
+
+    def fits(found: Switches) -> bool:
+        if found not in estimates:
+            estimates[found] = predict(shape, found)
+        return estimates[found].total <= budget_mib
+
+    last = None
+    for tier in _tiers(shape, wanted, precision):
+        if budget_mib == float("inf"):
+            return tier[0], None
+        last = tier[-1]
+        if fits(last):
+            first = bisect.bisect_left(tier, True, key=fits)
+            return tier[first], estimates[tier[first]]
+    return last, estimates[last]
+
+
+def _tiers(shape: Shape, wanted: Wanted, precision: str) -> Iterator[list[Switches]]:
+    """Lists of switches from fast to frugal; in each list one switch moves, and memory falls from first to last."""
+    unet = _build(shape, Switches(precision, precision))
+    units, blocks = len(switches.checkpoint_units(unet)), len(switches.offload_blocks(unet))
+    micro = _halves(wanted.batch) if wanted.micro_batch == "auto" else [min(int(wanted.micro_batch), wanted.batch)]
+    checkpointing = _options(wanted.checkpointing, units)
+    offload = _options(wanted.offload, blocks)
+    weights = [precision, "fp8"] if wanted.weights == "auto" else [wanted.weights]
+
+    def at(micro_batch: int, checkpointing: int, weights: str, offload: int) -> Switches:
+        return Switches(precision, weights, checkpointing, offload, wanted.attention, micro_batch)
+
+    yield [at(m, checkpointing[0], weights[0], offload[0]) for m in micro]
+    for kept in weights:
+        yield [at(micro[-1], n, kept, offload[0]) for n in checkpointing]
+    yield [at(micro[-1], checkpointing[-1], weights[-1], n) for n in offload]
+
+
+def _options(wanted: int | str, most: int) -> list[int]:
+    if wanted == "auto":
+        return list(range(most + 1))
+    return [most if wanted == "all" else min(int(wanted), most)]
+
+
+def _halves(n: int) -> list[int]:
+    return [n] if n == 1 else [n, *_halves((n + 1) // 2)]
+
+
+def _build(shape: Shape, found: Switches) -> nn.Module:
+    """The U-Net with LoRA and switches, without data."""
+    from diffusers import UNet2DConditionModel
+
+    meta = torch.device("meta")
+    with meta, model.quiet():
+        unet = UNet2DConditionModel.from_config(shape.unet).to(found.load_dtype).requires_grad_(False).eval()
+        lora.attach(unet, rank=shape.rank, alpha=shape.rank, seed=0)
+    # xformers knows no fake tensors; it keeps what sdpa keeps
+    switches.set_up(unet, replace(found, attention="sdpa"), device=meta, far=meta)
+    return unet
+
+
+def _materialise(unet: nn.Module) -> Iterator[Tensor]:
+    """Put fake CPU tensors in place of the meta ones. Yields: those that lie on the card."""
+    for module in unet.modules():
+        for name, old in module.named_parameters(recurse=False):
+            new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad)
+            module._parameters[name] = new
+            yield new
+        if isinstance(module, FrozenLayer):
+            kept = module.weight
+            kept.kept = torch.empty(kept.kept.shape, dtype=kept.kept.dtype)
+            if kept.scale is not None:
+                kept.scale = torch.empty(kept.scale.shape)
+            if not kept.is_far:
+                yield from (t for t in (kept.kept, kept.scale) if t is not None)
+
+
+def _pass(unet: nn.Module, shape: Shape, found: Switches) -> None:
+    """One micro-batch forward and backward, as the denoiser does it."""
+    n, dtype = found.micro_batch, DTYPES[found.precision]
+    latents = torch.empty(n, 4, shape.height_px // 8, shape.width_px // 8)
+    text = torch.empty(n, 77, shape.unet["cross_attention_dim"], dtype=dtype)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        predicted = unet(latents.to(dtype), torch.zeros(n, dtype=torch.long), text).sample
+    per_sample_error(predicted, latents).sum().backward()
+
+
+def main(argv: Sequence[str]) -> int:
+    """The `plan` command: what a run with these settings will take. Returns: exit code; 3 where it does not fit."""
+    config = parse(argv, CONFIG, needs_images=False).config
+    base = Base(model.find(config.base), config.vae, config.prediction_type)
+    model.check(base)
+    device = memory.choose_device(config.device)
+    is_here = device.type == "cuda"
+    # without a card here, the plan is for one elsewhere, which computes in half precision
+    precision = memory.choose_precision(config.precision, device) if is_here else _or_half(config.precision)
+    budget = memory.budget_mib(device, config.vram_budget) if is_here else (config.vram_budget or 1e6) * 1024
+    found, estimate = settle(config, base, precision, budget)
+    for line in table(found, estimate):
+        print(line)
+    if is_here or config.vram_budget:
+        fits = estimate.total <= budget
+        print(f"{'fits into' if fits else 'does not fit into'} {budget / 1024:.1f} GiB")
+        return errors.DONE if fits else errors.OUT_OF_MEMORY
+    return errors.DONE
+
+
+def _or_half(precision: str) -> str:
+    return "fp16" if precision == "auto" else precision
+
+
+def table(found: Switches, estimate: Estimate) -> list[str]:
+    """Settings, then peak memory by part, for people."""
+    chosen = f"micro-batch {found.micro_batch}, weights {found.weights}, arithmetic {found.precision}"
+    chosen += f", {found.checkpointing} parts checkpointed, {found.offload} blocks in CPU memory"
+    rows = {
+        "frozen weights": estimate.weights,
+        "LoRA, gradients, optimizer": estimate.lora,
+        "activations and workspace": estimate.activations,
+        "CUDA itself (counted as)": estimate.context,
+        "peak": estimate.total,
+    }
+    return [chosen, *(f"  {name:<28}{mib:8.0f} MiB" for name, mib in rows.items())]

@@ -136,7 +136,7 @@ def test_resume_takes_the_saved_settings_and_refuses_others(folders, tmp_path):
     config = own(folders, "--name", "x", "--output-dir", str(tmp_path), "--rank", "4").config
     (tmp_path / "x" / "state").mkdir(parents=True)
     (tmp_path / "x" / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    (tmp_path / "x" / "state" / "state.json").write_text("{}")
+    (tmp_path / "x" / "state" / "step00000001.safetensors").touch()
     arguments = ["--resume", "--name", "x", "--output-dir", str(tmp_path)]
     again = parse([*arguments, "--micro-batch", "2"], CONFIG)
     assert again.resume

@@ -117,6 +117,14 @@ def sampled(outcome: Outcome) -> Any:
     return [e["step"] for e in outcome.events if e["event"] == "sample" and e["kind"] == "step"]
 
 
+def checkpoints(outcome: Outcome) -> Any:
+    return [e["step"] for e in outcome.events if e["event"] == "checkpoint"]
+
+
+def states(outcome: Outcome) -> Any:
+    return len(list(outcome.folder.rglob("state/step*.safetensors")))
+
+
 def steps(outcome: Outcome) -> Any:
     return [e["step"] for e in outcome.events if e["event"] == "step"]
 
@@ -197,6 +205,8 @@ CASES = {
     "seed": Case(5, weights),
     "name": Case("y", files),
     "output_dir": Case("elsewhere", where),
+    "save_state_every": Case(1, checkpoints, {"steps": 20}),
+    "keep_states": Case(2, states),
     "keep_cache": Case(True, cached),
     "metadata": Case("full", captions, {"sensitive_prompt": "the digit three"}),
     "images": Case(5, grid_shape, PICTURES),

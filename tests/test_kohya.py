@@ -20,6 +20,7 @@ USED = {
     "lr_warmup_steps": (["7"], "warmup_steps", 7),
     "optimizer_type": (["AdamW8bit"], "optimizer", "adamw8bit"),
     "use_8bit_adam": ([], "optimizer", "adamw8bit"),
+    "use_lion_optimizer": ([], "optimizer", "lion"),
     "mixed_precision": (["no"], "precision", "fp32"),
     "gradient_checkpointing": ([], "checkpointing", "all"),
     "xformers": ([], "attention", "xformers"),
@@ -29,6 +30,8 @@ USED = {
     "v_parameterization": ([], "prediction_type", "v"),
     "caption_dropout_rate": (["0.1"], "caption_dropout", 0.1),
     "flip_aug": ([], "flip", True),
+    "save_every_n_steps": (["40"], "save_state_every", 40),
+    "save_last_n_steps_state": (["3"], "keep_states", 3),
     "sample_every_n_steps": (["50"], "sample_every", 50),
     "config_file": None,  # below
 }

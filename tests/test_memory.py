@@ -71,6 +71,14 @@ def test_8_bit_adamw_is_bitsandbytes():
     assert warnings == []
 
 
+@pytest.mark.parametrize(("name", "package"), [("lion", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_optimizers_of_other_packages(monkeypatch, name, package):
+    assert type(make(name, [])).__module__.startswith(package)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"pip install {package}"):
+        make(name, [])
+
+
 @pytest.mark.parametrize("fault", [None, RuntimeError("no CUDA setup\nlong advice")])
 def test_missing_or_failing_bitsandbytes_costs_memory_not_the_run(monkeypatch, fault):
     if fault is None:

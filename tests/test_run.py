@@ -1,5 +1,6 @@
 """`python -m trainer` from the outside: a whole run, wrong input, Ctrl-C and resume, the events that UIs read."""
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from trainer import lora_file
 from trainer.console import stoppable
 from trainer.errors import Stopped
+from trainer.run_dir import RunDir
 
 SMALL = ["--steps", 6, "--batch-unlabeled", 3, "--batch-sensitive", 2, "--calibration-samples", 1, "--rank", 2]
 SMALL += ["--rate-images", 0, "--images", 4, "--sample-steps", 3]
@@ -49,7 +51,6 @@ def test_whole_run_and_second_run(trainer, digit_folders, tmp_path):
     tensors = "state/step00000006.safetensors"
     assert made == {"config.toml", "events.jsonl", "loss.png", "report.html", "samples/before.png"} | {
         "samples/after.png",
-        "state/state.json",
         tensors,
     }
     page = (run / "report.html").read_text(encoding="utf-8")
@@ -120,7 +121,8 @@ def stop_at_step(process, step, number):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(
-    ("number", "optimizer"), [(signal.SIGINT, "adamw"), (signal.SIGTERM, "adamw8bit")], ids=["Ctrl-C", "SIGTERM"]
+    ("number", "optimizer"),
+    [(signal.SIGINT, "adamw"), (signal.SIGTERM, "adamw8bit"), (signal.SIGINT, "prodigy"), (signal.SIGINT, "lion")],
 )
 def test_stop_and_resume_is_bit_identical(trainer, digit_folders, tmp_path, number, optimizer):
     more = ["--steps", 12, "--images", 0, "--optimizer", optimizer, "--rank", 8, "--caption-dropout", 0.3]
@@ -134,8 +136,7 @@ def test_stop_and_resume_is_bit_identical(trainer, digit_folders, tmp_path, numb
     assert "Traceback" not in errors
     partial = tmp_path / "parts" / "pu-lora.safetensors"
     assert partial.exists()
-    state = json.loads((tmp_path / "parts" / "pu-lora" / "state" / "state.json").read_text())
-    assert state["state"]["progress"]["step"] == stopped_at
+    assert RunDir(tmp_path / "parts", "pu-lora").load_state()["progress"]["step"] == stopped_at
     rest = trainer("--resume", "--name", "pu-lora", "--output-dir", tmp_path / "parts")
     assert rest.returncode == 0, rest.stderr
     one = safetensors.torch.load_file(tmp_path / "whole" / "pu-lora.safetensors")
@@ -213,8 +214,7 @@ def test_non_finite_loss_stops_before_the_step(digit_folders, tmp_path, monkeypa
     assert re.search("step 3: loss (inf|nan)", capsys.readouterr().err)
     kept = safetensors.torch.load_file(tmp_path / "pu-lora.safetensors")
     assert all(t.isfinite().all() for t in kept.values())
-    state = json.loads((tmp_path / "pu-lora" / "state" / "state.json").read_text())
-    assert state["state"]["progress"]["step"] == 2
+    assert RunDir(tmp_path, "pu-lora").load_state()["progress"]["step"] == 2
 
 
 def test_out_of_memory_has_its_own_exit_code(digit_folders, tmp_path, monkeypatch, capsys):
@@ -225,8 +225,118 @@ def test_out_of_memory_has_its_own_exit_code(digit_folders, tmp_path, monkeypatc
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(denoise.Denoiser, "errors", errors)
-    assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path)]) == 3
-    assert "--micro-batch 1" in capsys.readouterr().err
+    assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path, "--keep-cache")]) == 3
+    said = capsys.readouterr().err
+    assert re.search(r"Largest saving still off: --[a-z-]+ \w+ \(predicted peak \d+ instead of \d+ MiB", said), said
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_does_not_take_the_state(digit_folders, tmp_path, monkeypatch, capsys, number):
+    """One sentence with the path, exit code 1, and what was saved before stays."""
+    from trainer import run_dir
+    from trainer.__main__ import main
+
+    genuine = run_dir.replacing
+
+    def replacing(target, **more):
+        if target.name.startswith("step00000003"):
+            raise OSError(number, os.strerror(number), str(target))
+        return genuine(target, **more)
+
+    monkeypatch.setattr(run_dir, "replacing", replacing)
+    code = main([str(a) for a in own(digit_folders, "--output-dir", tmp_path, "--save-state-every", 1)])
+    said = capsys.readouterr().err
+    assert code == 1
+    assert f"cannot write {tmp_path / 'pu-lora' / 'state' / 'step00000003.safetensors'}" in said
+    assert os.strerror(number) in said
+    assert "Traceback" not in said and "bug" not in said
+    assert RunDir(tmp_path, "pu-lora").load_state()["progress"]["step"] == 2
+
+
+def test_the_sample_behind_a_non_finite_loss_is_named(digit_folders, tmp_path, monkeypatch, capsys):
+    """One image's error is made nan wherever it appears."""
+    from trainer import denoise
+    from trainer.__main__ import main
+
+    genuine = denoise.Denoiser.errors
+
+    def errors(self, draws, step, t=None):
+        found, times, elements = genuine(self, draws, step, t)
+        is_bad = torch.tensor([step == 2 and d.sample.path.name == named[0] for d in draws])
+        return found.where(~is_bad, found * float("nan")), times, elements
+
+    named = ["none"]
+    monkeypatch.setattr(denoise.Denoiser, "errors", errors)
+    from trainer.draws import Batches
+
+    first = Batches.unlabeled
+
+    def unlabeled(self, step):
+        draws = first(self, step)
+        if step == 2:
+            named[0] = draws[0].sample.path.name
+        return draws
+
+    monkeypatch.setattr(Batches, "unlabeled", unlabeled)
+    assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path)]) == 1
+    assert re.search(rf"step 3: {named[0]} at timestep \d+: error nan", capsys.readouterr().err)
+
+
+class Scaler:
+    """Stands for the fp16 scaler: the third and fourth step overflow, as after too optimistic a scale."""
+
+    def __init__(self):
+        self.calls, self.scale = 0, 65536.0
+
+    def get_scale(self):
+        return self.scale
+
+    def state_dict(self):
+        return {"scale": self.scale}
+
+
+def test_an_overflow_repeats_the_step(digit_folders, tmp_path, monkeypatch):
+    """Two skipped steps change nothing in the result: the same LoRA as without."""
+    from trainer import loop
+    from trainer.__main__ import main
+
+    assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path / "plain")]) == 0
+    scaler, genuine = Scaler(), loop.Loop.__init__
+
+    def init(self, *arguments, **more):
+        genuine(self, *arguments, **more)
+        step = self.optimizer.step
+
+        class Skipping:
+            def __getattr__(_, name):
+                return getattr(self.optimizer_before, name)
+
+            def step(_):
+                scaler.calls += 1
+                skipped = scaler.calls in (3, 4)
+                scaler.scale = scaler.scale / 2 if skipped else scaler.scale
+                accelerator.optimizer_step_was_skipped = skipped
+                if not skipped:
+                    step()
+
+        class Accelerator:
+            optimizer_step_was_skipped = False
+            scaler = None
+
+            def __getattr__(_, name):
+                return getattr(self.accelerator_before, name)
+
+        self.optimizer_before, self.accelerator_before = self.optimizer, self.accelerator
+        accelerator = Accelerator()
+        accelerator.scaler = scaler
+        self.optimizer, self.accelerator = Skipping(), accelerator
+
+    monkeypatch.setattr(loop.Loop, "__init__", init)
+    assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path / "overflow")]) == 0
+    assert scaler.calls == 6 + 2
+    assert scaler.scale == 65536 / 4
+    one, two = (safetensors.torch.load_file(tmp_path / d / "pu-lora.safetensors") for d in ("plain", "overflow"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_half_precision_trains_and_makes_pictures(trainer, digit_folders, tmp_path):

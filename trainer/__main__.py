@@ -4,6 +4,7 @@ Everything that imports torch is imported late: --help and every error about opt
 """
 
 import contextlib
+import errno
 import logging
 import sys
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ def train_command(invocation: Invocation) -> int:
             print(f"error: {error}", file=sys.stderr)
             return errors.FAILED
         except Exception as error:
-            return _failed(error, console)
+            return _failed(error, config, base, console)
 
 
 def _train(
@@ -177,17 +178,26 @@ def _output(config: TrainConfig) -> str:
     return "" if config.output_dir == default else f" --output-dir {str(config.output_dir)!r}"
 
 
-def _failed(error: Exception, console: Console) -> int:
-    """Out of memory gets advice; anything else is our own bug and keeps its traceback, in a file."""
+def _failed(error: Exception, config: TrainConfig, base: Base, console: Console) -> int:
+    """Memory and disk get advice; anything else is our own bug and keeps its traceback, in a file."""
     import traceback
 
     from torch import OutOfMemoryError
 
     if isinstance(error, OutOfMemoryError | MemoryError):
-        message = "out of memory. Try --lowvram, --micro-batch 1 or a smaller --resolution."
+        from . import plan
+
+        started = [e for e in console.run_dir.events() if e.get("name") == "train"]
+        message = "out of memory. " + plan.advice(config, base, started[-1] if started else {})
         console.emit("error", kind="out-of-memory", message=message)
         print(f"error: {message}", file=sys.stderr)
         return errors.OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+        message = f"cannot write {error.filename or 'to the disk'}: {error.strerror}. What was saved before is kept."
+        with contextlib.suppress(OSError):
+            console.emit("error", kind="disk", message=message)
+        print(f"error: {message}", file=sys.stderr)
+        return errors.FAILED
     path = console.run_dir.root / "traceback.txt"
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     message = f"{type(error).__name__}: {error}"

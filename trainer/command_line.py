@@ -43,6 +43,8 @@ FREE_ON_RESUME = {
     "checkpointing",
     "offload",
     "attention",
+    "save_state_every",
+    "keep_states",
     "keep_cache",
     "images",
     "sample_every",
@@ -179,7 +181,7 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
     """The interrupted run's settings, with what was said anew where that cannot change what it learns."""
     name = merged.get("name", TrainConfig.model_fields["name"].default)
     folder = Path(merged.get("output_dir", TrainConfig.model_fields["output_dir"].default)) / str(name)
-    if not (folder / "state" / "state.json").exists():
+    if not any((folder / "state").glob("step*.safetensors")):
         problems.append(f"--resume: {folder} holds no interrupted run. Give the --name and --output-dir it had.")
         return merged
     saved = _read_toml(folder / "config.toml", problems)

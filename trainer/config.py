@@ -71,7 +71,9 @@ class TrainConfig(BaseModel):
     weight_decay: float = option(0.01, "AdamW's pull of the LoRA towards zero", ge=0)
     rank: int = option(16, "LoRA rank", exposed=True, ge=1, le=256)
     alpha: float | None = option(None, "LoRA alpha; the rank if not given", gt=0)
-    optimizer: Literal["adamw", "adamw8bit"] = option("adamw", "adamw8bit needs bitsandbytes")
+    optimizer: Literal["adamw", "adamw8bit", "lion", "prodigy"] = option(
+        "adamw", "adamw8bit and lion need bitsandbytes; prodigy needs prodigyopt, and --lr 1: it scales that by itself"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "number format of the U-Net's arithmetic")
     save_precision: Literal["fp16", "bf16", "fp32"] = option("fp16", "number format of the LoRA file")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -96,6 +98,8 @@ class TrainConfig(BaseModel):
         max_length=100,
     )
     output_dir: Path = option(Path("output"), "where the LoRA and the run folder go")
+    save_state_every: int = option(0, "steps between states to resume from; 0: ten over the run", ge=0)
+    keep_states: int = option(1, "how many of the newest states are kept", ge=1)
     keep_cache: bool = option(False, "keep the encoded images in the run folder")
     metadata: Literal["safe", "full"] = option("safe", "full writes the captions of sensitive images into the LoRA")
     images: int = option(16, "pictures made before and after with the same seeds", ge=0, le=100)

@@ -14,6 +14,7 @@ MEANS: dict[str, tuple[str, str | None]] = {
     "lr_warmup_steps": ("warmup-steps", None),
     "optimizer_type": ("optimizer", None),
     "use_8bit_adam": ("optimizer", "adamw8bit"),
+    "use_lion_optimizer": ("optimizer", "lion"),
     "mixed_precision": ("precision", None),
     "gradient_checkpointing": ("checkpointing", "all"),
     "xformers": ("attention", "xformers"),
@@ -23,6 +24,8 @@ MEANS: dict[str, tuple[str, str | None]] = {
     "v_parameterization": ("prediction-type", "v"),
     "caption_dropout_rate": ("caption-dropout", None),
     "flip_aug": ("flip", ""),
+    "save_every_n_steps": ("save-state-every", None),
+    "save_last_n_steps_state": ("keep-states", None),
     "sample_every_n_steps": ("sample-every", None),
     "config_file": ("config", None),
 }
@@ -30,7 +33,7 @@ MEANS: dict[str, tuple[str, str | None]] = {
 VALUES = {
     "mixed_precision": {"no": "fp32"},
     "save_precision": {"float": "fp32"},
-    "optimizer_type": {"AdamW": "adamw", "AdamW8bit": "adamw8bit"},
+    "optimizer_type": {"AdamW": "adamw", "AdamW8bit": "adamw8bit", "Lion": "lion", "Prodigy": "prodigy"},
     "resolution": {},  # "512,512": see `_value`
 }
 
@@ -44,7 +47,7 @@ REFUSED = {
     "train_batch_size": "a step has --batch-unlabeled and --batch-sensitive samples; memory decides --micro-batch",
     "gradient_accumulation_steps": "a step's samples are split by --micro-batch without changing the result",
     "max_train_epochs": "two folders have no common epoch; give --steps",
-    "save_every_n_epochs": "the state is saved ten times a run; leave it out",
+    "save_every_n_epochs": "two folders have no common epoch; give --save-state-every",
     "lr_scheduler": "a linear rise, then a cosine; --warmup-steps sets the rise",
     "text_encoder_lr": "only the U-Net is trained",
     "train_text_encoder": "only the U-Net is trained",
@@ -65,8 +68,7 @@ REFUSED = {
     "prior_loss_weight": "there are no regularisation images here; --prior is the share of hidden sensitive images",
     "optimizer_args": "not offered; see --weight-decay",
     "caption_extension": "a .txt or .caption beside an image is found by itself; leave it out",
-    "save_state": "the state is always saved, ten times a run; leave it out",
-    "save_every_n_steps": "the state is saved ten times a run; leave it out",
+    "save_state": "the state is always saved; --save-state-every says how often",
     "save_model_as": "always safetensors; leave it out",
     "max_data_loader_n_workers": "latents are read from a cache, without workers; leave it out",
     "persistent_data_loader_workers": "latents are read from a cache, without workers; leave it out",

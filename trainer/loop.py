@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from . import draws, gradient, lora, memory, model, pu_loss
 from .config import TrainConfig
 from .dataset import Folders
@@ -160,25 +162,41 @@ class Loop:
                 micro_batch=self.micro_batch,
                 backward=self.accelerator.backward,
             )
-            grad_norm, lr = self._update(step, outcome.risks)
+            lr = self._set_lr(step)
+            grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+            self._check_finite(step, outcome.risks, grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.accelerator.optimizer_step_was_skipped:
+                continue  # the fp16 gradient overflowed: the scaler has lowered its scale, the step is done again
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
             self.progress = Progress(step + 1, outcome.sign, flips)
             yield self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
 
-    def _update(self, step: int, risks: pu_loss.Risks) -> tuple[float, float]:
+    def _set_lr(self, step: int) -> float:
         lr = self.config.lr * lr_factor(step, steps=self.config.steps, warmup_steps=self.config.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        # with fp16 an infinite gradient is expected now and then: its scaler skips the step and scales less
-        if not math.isfinite(risks.objective) or not (math.isfinite(grad_norm) or self.accelerator.scaler):
-            raise NonFinite(
-                f"step {step + 1}: loss {risks.objective}, gradient norm {grad_norm}. The step was not taken. "
-                "Try a lower --lr or --temperature, or --precision fp32."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return grad_norm, lr
+        return lr
+
+    def _check_finite(self, step: int, risks: pu_loss.Risks, grad_norm: float) -> None:
+        """Raises: NonFinite, before the optimizer sees it. An fp16 overflow counts only where nothing is scaled."""
+        advice = "The step was not taken. Try a lower --lr or --temperature, or --precision fp32."
+        if not math.isfinite(risks.objective):
+            culprit = self._find_culprit(step) or f"loss {risks.objective}"
+            raise NonFinite(f"step {step + 1}: {culprit}. {advice}")
+        scaler = self.accelerator.scaler
+        if not math.isfinite(grad_norm) and (scaler is None or scaler.get_scale() <= 1):
+            raise NonFinite(f"step {step + 1}: gradient norm {grad_norm}. {advice}")
+
+    @torch.no_grad()
+    def _find_culprit(self, step: int) -> str | None:
+        """Which sample's error is not finite, looked for one by one: only once something is wrong."""
+        for draw in [*self.batches.unlabeled(step), *self.batches.sensitive(step)]:
+            errors, t, _ = self.denoiser.errors([draw], step)
+            if not errors.isfinite().all():
+                return f"{draw.sample.path.name} at timestep {t.item()}: error {errors.item()}"
+        return None
 
     def _report(self, risks: pu_loss.Risks, lr: float, grad_norm: float, s_per_step: float) -> StepReport:
         return StepReport(
@@ -203,6 +221,7 @@ class Loop:
             "progress": asdict(self.progress),
             "lora": lora.weights(self.unet),
             "optimizer": self.optimizer.state_dict()["state"],
+            "groups": {str(i): _settings(group) for i, group in enumerate(self.optimizer.param_groups)},
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "first_probe": self.first_probe,
             "base_error": self.scale.base_error,
@@ -214,11 +233,18 @@ class Loop:
         lora.load_weights(self.unet, state["lora"])
         entries = {int(index): entry for index, entry in state["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        for i, group in enumerate(self.optimizer.param_groups):
+            group.update(state["groups"][str(i)])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.first_probe = state["first_probe"]
         mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
         self.scale = Scale(mode, self.config.temperature, state["base_error"], len(self.denoiser.signal))
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps beside its parameters; prodigy's step size lives here."""
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def lr_factor(step: int, *, steps: int, warmup_steps: int) -> float:

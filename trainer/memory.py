@@ -12,8 +12,6 @@ from torch import nn
 
 from .errors import UserError
 
-OPTIMIZERS = ("adamw", "adamw8bit")
-
 
 def choose_device(wanted: str) -> torch.device:
     """auto: the first NVIDIA card, else Apple's GPU, else the CPU. Raises: UserError if the wanted one is not there."""
@@ -74,7 +72,17 @@ def make_accelerator(precision: str, device: torch.device) -> Any:
 def make_optimizer(
     name: str, parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float, warn: Callable[[str], None]
 ) -> torch.optim.Optimizer:
-    """AdamW; its 8-bit form where bitsandbytes works, otherwise a warning with the cost and torch's own."""
+    """AdamW; its 8-bit form where bitsandbytes works, otherwise a warning with the cost and torch's own.
+
+    Raises: UserError where lion or prodigy is not installed: no other optimizer takes their learning rates.
+    """
+    if name in ("lion", "prodigy"):
+        make = {"lion": _lion, "prodigy": _prodigy}[name]
+        try:
+            return make(parameters, lr, weight_decay)
+        except ImportError:
+            package = {"lion": "bitsandbytes", "prodigy": "prodigyopt"}[name]
+            raise UserError(f"--optimizer {name}: needs a package. Install it: pip install {package}") from None
     if name == "adamw8bit":
         try:
             with warnings.catch_warnings():
@@ -95,6 +103,18 @@ def _adamw8bit(parameters: Sequence[nn.Parameter], lr: float, weight_decay: floa
     trial.grad = torch.ones_like(trial)
     bitsandbytes.optim.AdamW8bit([trial], lr=lr).step()
     return bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def _lion(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    import bitsandbytes
+
+    return bitsandbytes.optim.Lion(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def _prodigy(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    import prodigyopt
+
+    return prodigyopt.Prodigy(parameters, lr=lr, weight_decay=weight_decay, safeguard_warmup=True)
 
 
 def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import bisect
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from .switches import DTYPES, Switches
 
 MIB = 2**20
 CONTEXT_MIB = 400.0  # what CUDA itself takes of a card before the first tensor; differs a little between drivers
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1}  # for each trained parameter; 8-bit: two bytes and block scales
+# for each trained parameter; 8-bit: two bytes and block scales; prodigy: two moments, the start and its gradient sum
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "lion": 4.0, "prodigy": 16.0}
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,14 @@ def predict(shape: Shape, found: Switches) -> Estimate:
 
 def settle(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
     """`choose` for the settings of a run."""
-    side = config.resolution
-    shape = Shape(model.unet_config(base), config.rank, config.optimizer, side, side)
     extra = round(config.sensitive_prompt_share * config.batch_sensitive)
     batch = max(config.batch_unlabeled, config.batch_sensitive + extra)
     wanted = Wanted(batch, config.micro_batch, config.checkpointing, config.weights, config.offload, config.attention)
-    return choose(shape, wanted, precision, budget_mib)
+    return choose(shape_of(config, base), wanted, precision, budget_mib)
+
+
+def shape_of(config: TrainConfig, base: Base) -> Shape:
+    return Shape(model.unet_config(base), config.rank, config.optimizer, config.resolution, config.resolution)
 
 
 def choose(shape: Shape, wanted: Wanted, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
@@ -224,6 +227,32 @@ def _pass(unet: nn.Module, shape: Shape, found: Switches) -> None:
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         predicted = unet(latents.to(dtype), torch.zeros(n, dtype=torch.long), text).sample
     per_sample_error(predicted, latents).sum().backward()
+
+
+def advice(config: TrainConfig, base: Base, started: Mapping[str, Any]) -> str:
+    """What saves most of what is still off, after a real out-of-memory.
+
+    Args: started: the switches in use, as the event of the training's start has them; empty if it never came to it.
+    """
+    device = memory.choose_device(config.device)
+    names = [field.name for field in fields(Switches)]
+    now = Switches(**{name: started[name] for name in names}) if started else None
+    now = now or settle(config, base, memory.choose_precision(config.precision, device), float("inf"))[0]
+    shape = shape_of(config, base)
+    before = predict(shape, now).total
+    unet = _build(shape, now)
+    units, blocks = len(switches.checkpoint_units(unet)), len(switches.offload_blocks(unet))
+    savings = {
+        "--micro-batch 1": replace(now, micro_batch=1),
+        "--checkpointing all": replace(now, checkpointing=units),
+        "--weights fp8": replace(now, weights="fp8"),
+        "--offload all": replace(now, offload=blocks),
+    }
+    after = {words: predict(shape, found).total for words, found in savings.items() if found != now}
+    if not after or min(after.values()) > 0.99 * before:
+        return "Every saving is on: a smaller --resolution or --rank is left."
+    best = min(after, key=after.get)
+    return f"Largest saving still off: {best} (predicted peak {after[best]:.0f} instead of {before:.0f} MiB)."
 
 
 def main(argv: Sequence[str]) -> int:

@@ -33,7 +33,7 @@ class RunDir:
 
     @property
     def has_state(self) -> bool:
-        return (self._state / "state.json").exists()
+        return bool(self._states())
 
     def save_config(self, toml: str) -> None:
         write_text(self.root / "config.toml", toml)
@@ -54,32 +54,40 @@ class RunDir:
         kept = [e for e in self.events() if e["event"] != "step" or e["step"] <= after_step]
         write_text(self.root / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
 
-    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
-        """Keep what a resume needs: nested dicts with tensors and JSON values.
+    def save_state(self, step: int, state: Mapping[str, Any], *, keep: int = 1) -> None:
+        """Keep what a resume needs: nested dicts with tensors and JSON values, in one file, whole or absent.
 
-        state.json is written last and names its tensor file, so a kill at any moment leaves a matching pair.
+        Args: keep: how many of the newest states stay.
         """
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
-        values = _part(state, "", tensors)
-        file = f"step{step:08d}.safetensors"
-        with replacing(self._state / file) as temporary:
-            save_file(tensors, temporary)
-        write_text(self._state / "state.json", json.dumps({"tensors": file, "state": values}, indent=1) + "\n")
-        for old in self._state.glob("step*.safetensors"):
-            if old.name != file:
-                old.unlink()
+        values = json.dumps(_part(state, "", tensors))
+        with replacing(self._state / f"step{step:08d}.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"state": values})
+        for old in self._states()[keep:]:
+            old.unlink()
+
+    def _states(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self._state.glob("step*.safetensors"), reverse=True)
 
     def load_state(self) -> dict[str, Any]:
-        """What `save_state` was given; keys are text. Raises: UserError if the state is missing or damaged."""
-        from safetensors.torch import load_file
+        """The newest state that can be read, as `save_state` was given it; keys are text.
 
-        try:
-            saved = json.loads((self._state / "state.json").read_text(encoding="utf-8"))
-            return _join(saved["state"], load_file(self._state / Path(saved["tensors"]).name))
-        except Exception as error:  # json, safetensors and the file system each have their own
-            raise UserError(f"{self._state}: cannot be resumed from ({error})") from None
+        Raises: UserError if there is none.
+        """
+        from safetensors import safe_open
+
+        reason = "it is empty"
+        for path in self._states():
+            try:
+                with safe_open(path, "pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    return _join(json.loads(file.metadata()["state"]), tensors)
+            except Exception as error:  # json, safetensors and the file system each have their own
+                reason = f"{path.name}: {error}"
+        raise UserError(f"{self._state}: cannot be resumed from ({reason})")
 
     def remove_cache(self) -> None:
         shutil.rmtree(self.cache, ignore_errors=True)

@@ -75,13 +75,14 @@ def run(
     try:
         for report in loop.steps():
             emit("step", **asdict(report))
-            if report.step % max(1, config.steps // CHECKPOINTS) == 0 or report.step == config.steps:
+            every = config.save_state_every or max(1, config.steps // CHECKPOINTS)
+            if report.step % every == 0 or report.step == config.steps:
                 rises = _checkpoint(loop, run_dir, emit)
             if config.sample_every and report.step % config.sample_every == 0 and report.step < config.steps:
                 _try_picture(picture, Trained(loop.unet, loop.device, base, folders, rises), report.step, emit)
     except (Stopped, NonFinite):
         if loop.progress.step:
-            run_dir.save_state(loop.progress.step, loop.state())
+            run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
             save_lora(config, base, folders, run_dir, loop, report)
         raise
     save_lora(config, base, folders, run_dir, loop, report)
@@ -131,7 +132,7 @@ def _choose_switches(config: TrainConfig, base: Base, device: torch.device, emit
 def _checkpoint(loop: Loop, run_dir: RunDir, emit: Emit) -> dict[str, float]:
     """Save the state, and look whether unlearning carries over to sensitive images it has not seen."""
     rises = loop.rises()
-    run_dir.save_state(loop.progress.step, loop.state())
+    run_dir.save_state(loop.progress.step, loop.state(), keep=loop.config.keep_states)
     emit("checkpoint", step=loop.progress.step, of=loop.config.steps, rises=rises)
     return rises
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from trainer import lora_file
+from trainer import lora, lora_file, model
 from trainer.__main__ import main
 from trainer.builtin import MODEL
 from trainer.config import TrainConfig
@@ -91,6 +91,10 @@ def code_and_text(outcome: Outcome) -> Any:
 
 def files(outcome: Outcome) -> Any:
     return {p.name for p in outcome.folder.rglob("*") if p.suffix in (".png", ".safetensors") and "step" not in p.stem}
+
+
+def files_of_any_kind(outcome: Outcome) -> Any:
+    return {p.name.partition(".")[0] for p in outcome.folder.rglob("*") if p.is_file()}
 
 
 def where(outcome: Outcome) -> Any:
@@ -176,6 +180,7 @@ CASES = {
     "flip": Case(True, weights),
     "crops": Case(4, weights),
     "caption_dropout": Case(0.9, weights),
+    "clip_skip": Case(2, weights),
     "skip_bad_images": Case(True, code, {"unlabeled": "damaged"}),
     "objective": Case("nnpu", weights, NEGATIVE_R),
     "prior": Case(0.6, weights),
@@ -195,6 +200,7 @@ CASES = {
     "lr": Case(2e-3, weights),
     "warmup_steps": Case(1, weights),
     "max_grad_norm": Case(1e-7, weights),
+    "init_lora": Case("LORA", weights),
     "weight_decay": Case(0.5, weights),
     "rank": Case(3, shapes),
     "alpha": Case(5.0, alphas),
@@ -208,6 +214,8 @@ CASES = {
     "save_state_every": Case(1, checkpoints, {"steps": 20}),
     "keep_states": Case(2, states),
     "keep_cache": Case(True, cached),
+    "logging_dir": Case("logs", files_of_any_kind),
+    "save_merged": Case("folder", files_of_any_kind),
     "metadata": Case("full", captions, {"sensitive_prompt": "the digit three"}),
     "images": Case(5, grid_shape, PICTURES),
     "sample_every": Case(1, sampled, PICTURES),
@@ -241,6 +249,10 @@ def piles(digit_folders, tmp_path_factory):
     weights_file = root / "model" / "vae" / "diffusion_pytorch_model.safetensors"
     save_file({k: v * 0.9 for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"})
     found["COPY"], found["COPY/vae"] = root / "model", root / "model" / "vae"
+    found["LORA"] = root / "start.safetensors"
+    unet = model.load_unet(model.Base(MODEL), torch.float32)
+    lora.attach(unet, rank=TINY["rank"], alpha=1.0, seed=9)
+    save_file(lora_file.to_kohya(lora.weights(unet), alpha=1.0, dtype=torch.float32), found["LORA"])
     return found
 
 

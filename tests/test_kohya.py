@@ -1,5 +1,7 @@
 """kohya's flags: every one that is accepted sets what it means, every refused one says why."""
 
+from pathlib import Path
+
 import pytest
 
 from trainer import kohya
@@ -14,6 +16,9 @@ USED = {
     "output_name": (["my lora"], "name", "my lora"),
     "network_dim": (["8"], "rank", 8),
     "network_alpha": (["4"], "alpha", 4.0),
+    "network_weights": ([__file__], "init_lora", Path(__file__)),
+    "clip_skip": (["2"], "clip_skip", 2),
+    "logging_dir": (["logs"], "logging_dir", Path("logs")),
     "learning_rate": (["2e-4"], "lr", 2e-4),
     "unet_lr": (["2e-4"], "lr", 2e-4),
     "max_train_steps": (["77"], "steps", 77),

@@ -31,8 +31,10 @@ ALLOWED = {
     "frozen": set(),
     "switches": {"frozen", "lora"},
     "plan": {"builtin", "command_line", "config", "diffusion", "frozen", "lora", "memory", "model", "switches"},
+    "merge": {"checkpoint", "model"},
     "loop": {
         "switches",
+        "lora_file",
         "config",
         "dataset",
         "denoise",
@@ -57,8 +59,8 @@ ALLOWED = {
         "memory",
         "model",
     }
-    | {"plan", "run_dir", "switches"},
-    "sample": {"builtin", "memory", "model"},
+    | {"merge", "plan", "run_dir", "switches"},
+    "sample": {"encode", "memory", "model"},
     "evaluate": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},
     "report": {"config", "evaluate", "run_dir", "train"},
     "console": {"run_dir"},

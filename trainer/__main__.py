@@ -56,7 +56,7 @@ def train_command(invocation: Invocation) -> int:
     if not invocation.resume:
         config = config.model_copy(update={"name": free_name(config.output_dir, config.name)})
     run_dir = RunDir(config.output_dir, config.name)
-    console = Console(run_dir, jsonl=invocation.events)
+    console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir)
     _introduce(invocation, console)
     if invocation.is_builtin:
         config = _with_digits(config)

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,12 @@ def _contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
         problems.append("--base: name the model to train on ('builtin': the miniature, which knows only digits)")
     elif config.base != BUILTIN and not Path(config.base).exists() and not HUB_ID.fullmatch(config.base):
         problems.append(f"--base: {config.base} does not exist")
+    if config.init_lora and not config.init_lora.is_file():
+        problems.append(f"--init-lora: no file {config.init_lora}")
+    if config.save_merged == "checkpoint" and not (config.base and Path(config.base).suffix == ".safetensors"):
+        problems.append("--save-merged checkpoint: needs a .safetensors file as --base; 'folder' works with any")
+    if config.logging_dir and find_spec("tensorboard") is None:
+        problems.append("--logging-dir: needs a package. Install it: pip install tensorboard")
     if config.vae and not config.vae.exists():
         problems.append(f"--vae: {config.vae} does not exist")
     if config.data and (config.unlabeled or config.sensitive):

@@ -43,6 +43,7 @@ class TrainConfig(BaseModel):
         1, "versions of each image, cropped differently; more help where images are few", exposed=True, ge=1, le=64
     )
     caption_dropout: float = option(0.05, "share of samples trained on the empty caption", ge=0, lt=1)
+    clip_skip: int = option(1, "the text encoder's layer to read, from the last: many anime models want 2", ge=1, le=12)
     skip_bad_images: bool = option(False, "skip images that cannot be read instead of refusing to start")
 
     # the objective
@@ -89,6 +90,8 @@ class TrainConfig(BaseModel):
     offload: Count0 = option("auto", "blocks of the U-Net whose weights stay in CPU memory; or 'all'")
     attention: Literal["sdpa", "xformers"] = option("sdpa", "xformers is used only where it proves to work")
 
+    init_lora: Path | None = option(None, "LoRA file to go on from, of this --rank; its alpha may differ")
+
     # results
     name: str = option(
         "pu-lora",
@@ -101,6 +104,10 @@ class TrainConfig(BaseModel):
     save_state_every: int = option(0, "steps between states to resume from; 0: ten over the run", ge=0)
     keep_states: int = option(1, "how many of the newest states are kept", ge=1)
     keep_cache: bool = option(False, "keep the encoded images in the run folder")
+    logging_dir: Path | None = option(None, "folder for TensorBoard; needs the package tensorboard")
+    save_merged: Literal["no", "folder", "checkpoint"] = option(
+        "no", "also save the model with the LoRA in it: as a diffusers folder, or as a file like --base's"
+    )
     metadata: Literal["safe", "full"] = option("safe", "full writes the captions of sensitive images into the LoRA")
     images: int = option(16, "pictures made before and after with the same seeds", ge=0, le=100)
     sample_every: int = option(0, "steps between pictures during training; 0: none", ge=0)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -25,8 +26,9 @@ PHASES = {
 class Console:
     """Turns events into all three. With `jsonl`, stdout carries nothing but JSON and people's text goes to stderr."""
 
-    def __init__(self, run_dir: RunDir, *, jsonl: bool) -> None:
+    def __init__(self, run_dir: RunDir, *, jsonl: bool, logging_dir: Path | None = None) -> None:
         self.run_dir, self.jsonl = run_dir, jsonl
+        self.logging_dir, self.board = logging_dir, None
         self.bar: tqdm | None = None
         self.phase = ""
 
@@ -44,7 +46,19 @@ class Console:
     def say(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr if self.jsonl else sys.stdout)
 
+    def _log(self, fields: dict[str, Any]) -> None:
+        """A step's numbers for TensorBoard, which is imported with the first of them."""
+        if self.board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(self.logging_dir / self.run_dir.name)
+        for name, value in fields.items():
+            if name not in ("step", "of") and math.isfinite(value):
+                self.board.add_scalar(name, value, fields["step"])
+
     def close(self) -> None:
+        if self.board:
+            self.board.close()
         if self.bar:
             self.bar.close()
             self.bar = None
@@ -63,6 +77,8 @@ class Console:
         self.phase = fields["name"]
 
     def _step(self, fields: dict[str, Any]) -> None:
+        if self.logging_dir:
+            self._log(fields)
         if self.bar is None:
             self.bar = tqdm(total=fields["of"], initial=fields["step"] - 1, unit="step", dynamic_ncols=True)
         shown = {

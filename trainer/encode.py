@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ def encode(
     resolution: int,
     views: Sequence[View],
     folder: Path,
+    clip_skip: int,
     device: torch.device,
     progress: Progress,
 ) -> Encoded:
@@ -76,6 +78,7 @@ def encode(
 
     Args:
         views: the versions of each image that draws may ask for.
+        clip_skip: which of the text encoder's layers is read.
         folder: where tensors are kept, by the hash of image, model, size and format.
         progress: called before each batch.
     Returns: keys into the folder for every sample and caption.
@@ -92,10 +95,10 @@ def encode(
     if wanted:
         _encode_images(wanted, store, base=base, resolution=resolution, device=device, progress=progress)
     text_hash = model.part_hash(base, "text_encoder")
-    text_keys = {caption: _key("text", caption, text_hash) for caption in captions}
+    text_keys = {caption: _key("text", caption, text_hash, clip_skip) for caption in captions}
     wanted = {key: caption for caption, key in text_keys.items() if store.get(key) is None}
     if wanted:
-        _encode_captions(wanted, store, base=base, device=device, progress=progress)
+        _encode_captions(wanted, store, base=base, clip_skip=clip_skip, device=device, progress=progress)
     return Encoded(store, latent_keys, text_keys)
 
 
@@ -126,16 +129,30 @@ def _encode_images(
 
 @torch.no_grad()
 def _encode_captions(
-    wanted: dict[str, str], store: Store, *, base: Base, device: torch.device, progress: Progress
+    wanted: dict[str, str], store: Store, *, base: Base, clip_skip: int, device: torch.device, progress: Progress
 ) -> None:
     tokenizer, encoder = model.load_text_encoder(base, torch.float32)
     encoder.to(device)
     for done, (key, caption) in enumerate(wanted.items()):
         progress("captions", done, len(wanted))
-        ids = tokenizer(caption, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-        store.put(key, encoder(ids.to(device)).last_hidden_state[0].float().cpu())
+        store.put(key, text_states(tokenizer, encoder, [caption], clip_skip)[0].cpu())
     del tokenizer, encoder
     _free()
+
+
+@torch.no_grad()
+def text_states(tokenizer: Any, encoder: torch.nn.Module, captions: Sequence[str], clip_skip: int) -> Tensor:
+    """What the U-Net reads of captions. Args: clip_skip: 1: the last layer's states; 2: those of the one before; …
+
+    Returns: [captions, 77, width] fp32, where the encoder is.
+    """
+    ids = tokenizer(list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    found = encoder(ids.to(encoder.device), output_hidden_states=clip_skip > 1)
+    if clip_skip == 1:
+        return found.last_hidden_state.float()
+    # the last layer's own norm stays, as A1111, kohya and diffusers have it; transformers 5.6 dropped a level
+    norm = getattr(encoder, "text_model", encoder).final_layer_norm
+    return norm(found.hidden_states[-clip_skip]).float()
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:

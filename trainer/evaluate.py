@@ -146,7 +146,7 @@ def picture_at_step(
 
 def maker(config: TrainConfig, trained: Trained, check: Callable[[], None] = lambda: None) -> Callable[..., np.ndarray]:
     """A function (prompt, seeds, guidance=config's) -> pictures [n, h, w, 3] uint8 of the U-Net as it is then."""
-    pipe = model.load_pipeline(trained.base, trained.unet).to(trained.device)
+    pipe = model.load_pipeline(trained.base, trained.unet)
 
     def make(prompt: str, seeds: list[int], guidance: float | None = None) -> np.ndarray:
         return pictures(
@@ -156,6 +156,7 @@ def maker(config: TrainConfig, trained: Trained, check: Callable[[], None] = lam
             resolution=config.resolution,
             steps=config.sample_steps,
             guidance=config.guidance if guidance is None else guidance,
+            clip_skip=config.clip_skip,
             check=check,
         )
 

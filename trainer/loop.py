@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import draws, gradient, lora, memory, model, pu_loss
+from . import draws, gradient, lora, lora_file, memory, model, pu_loss
 from .config import TrainConfig
 from .dataset import Folders
 from .denoise import Denoiser, Scale, calibrate, probe
@@ -70,6 +70,10 @@ class Loop:
         self.accelerator = memory.make_accelerator(switches.precision, self.device)
         self.unet = model.load_unet(base, switches.load_dtype)
         lora.attach(self.unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
+        if config.init_lora:
+            modules, scale = list(lora.pairs(self.unet)), config.effective_alpha / config.rank
+            start = lora_file.from_kohya(config.init_lora, modules, rank=config.rank, scale=scale)
+            lora.load_weights(self.unet, start)
         set_up(self.unet, switches, device=self.device, say=warn)
         self.parameters = lora.parameters(self.unet)
         plain = memory.make_optimizer(

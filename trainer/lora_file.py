@@ -1,7 +1,7 @@
 """The LoRA file that every Stable Diffusion UI reads: kohya's key names, metadata and hashes."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .errors import UserError
 from .files import replacing
 
 UNET_PREFIX = "lora_unet_"
@@ -34,6 +35,33 @@ def to_kohya(weights: Mapping[str, Tensor], *, alpha: float, dtype: torch.dtype)
     return tensors
 
 
+def from_kohya(path: Path, modules: Collection[str], *, rank: int, scale: float) -> dict[str, Tensor]:
+    """A LoRA file's weights by module path (`….down`, `….up`), so that they mean the same at our scale.
+
+    Args:
+        modules: paths of the U-Net's modules that have a LoRA.
+        scale: our alpha / rank; the file's own alpha goes into its up weights.
+    Raises: UserError if the file is no LoRA for these modules, or of another rank. What it has for the text encoder
+        is left out.
+    """
+    try:
+        found = safetensors.torch.load_file(path)
+    except Exception as error:  # safetensors has its own
+        raise UserError(f"--init-lora: {path} cannot be read ({error})") from None
+    weights = {}
+    for module in modules:
+        name = kohya_name(module)
+        try:
+            down, up = (found[f"{name}.lora_{side}.weight"].float() for side in ("down", "up"))
+        except KeyError as error:
+            raise UserError(f"--init-lora: {path} has no {error.args[0]}: a LoRA for another model or target") from None
+        if len(down) != rank:
+            raise UserError(f"--init-lora: {path} has rank {len(down)}; give --rank {len(down)}")
+        alpha = found.get(f"{name}.alpha", torch.tensor(float(rank))).item()
+        weights[f"{module}.down"], weights[f"{module}.up"] = down, up * (alpha / rank / scale)
+    return weights
+
+
 def standard_metadata(
     *,
     name: str,
@@ -44,6 +72,7 @@ def standard_metadata(
     base_hash: str,
     finished: str,
     prediction_type: str,
+    clip_skip: int,
 ) -> dict[str, str]:
     """The keys that UIs and LoRA managers read. All values are text, as the format demands.
 
@@ -68,6 +97,7 @@ def standard_metadata(
         "ss_output_name": name,
         "ss_sd_model_name": base_name,
         "ss_new_sd_model_hash": base_hash,
+        "ss_clip_skip": str(clip_skip),
         "ss_resolution": f"({resolution}, {resolution})",
     }
 

@@ -244,7 +244,7 @@ def load_signal(base: Base) -> tuple[Tensor, str]:
 def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
     """diffusers' StableDiffusionPipeline with a DDIM sampler, in fp32, or around a unet that is already there.
 
-    The VAE is in fp32 whatever the U-Net's type: decode its latents as `sample.pictures` does.
+    Text encoder and VAE are in fp32 on the CPU whatever the U-Net's type and place: `sample.pictures` knows.
     """
     import torch
 
@@ -252,7 +252,7 @@ def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
         unet = load_unet(base, torch.float32) if unet is None else unet
-        tokenizer, encoder = load_text_encoder(base, unet.dtype)
+        tokenizer, encoder = load_text_encoder(base, torch.float32)
         pipe = StableDiffusionPipeline(
             vae=load_vae(base, torch.float32),
             text_encoder=encoder,

@@ -23,12 +23,16 @@ def pictures(
     resolution: int,
     steps: int,
     guidance: float,
+    clip_skip: int = 1,
     check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """One picture for each seed; the same seed starts from the same noise in every batch and on every device.
 
+    The parts work one after the other where the U-Net is, and text encoder and VAE make room again: the pictures of a
+    run must fit where its training did.
+
     Args:
-        pipe: from model.load_pipeline. guidance: 1 means none.
+        pipe: from model.load_pipeline. guidance: 1 means none. clip_skip: as in training.
         check: called before each sampler step; may raise.
     Returns: [n, resolution, resolution, 3] uint8.
     """
@@ -36,36 +40,52 @@ def pictures(
 
     size = max(1, PIXELS_AT_ONCE // resolution**2)
     shape = (1, pipe.unet.config.in_channels, resolution // 8, resolution // 8)
-
-    def on_step(*arguments: Any) -> dict:
-        check()
-        return {}
-
+    prompts = [prompt] if guidance == 1 else ["", prompt]
     made = []
-    for i in range(0, len(seeds), size):
-        check()
-        chunk = seeds[i : i + size]
-        latents = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in chunk])
-        found = pipe(
-            [prompt] * len(chunk),
-            latents=latents.to(pipe.unet.device, pipe.unet.dtype),
-            height=resolution,
-            width=resolution,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="latent",
-            callback_on_step_end=on_step,
-        ).images
-        made.append(_decode(pipe, found))
+    with torch.no_grad():
+        states = _text_states(pipe, prompts, clip_skip)
+        for i in range(0, len(seeds), size):
+            chunk = seeds[i : i + size]
+            latents = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in chunk])
+            made.append(_decode(pipe, _denoise(pipe, latents, states, steps, guidance, check)))
     return np.concatenate(made)
 
 
-def _decode(pipe: Any, latents: Any) -> np.ndarray:
-    """In fp32, which the pipeline would not do beside a half-precision U-Net. [n, 4, h, w] -> [n, 8h, 8w, 3] uint8."""
+def _text_states(pipe: Any, prompts: list[str], clip_skip: int) -> Any:
+    """[prompts, 77, width]; the text encoder works where it is (it is quick) and its states go to the U-Net."""
+    from .encode import text_states
+
+    states = text_states(pipe.tokenizer, pipe.text_encoder, prompts, clip_skip)
+    return states.to(pipe.unet.device, pipe.unet.dtype)
+
+
+def _denoise(pipe: Any, latents: Any, states: Any, steps: int, guidance: float, check: Callable[[], None]) -> Any:
+    """Noise -> latents [n, 4, h, w] fp32 by the pipeline's scheduler, with classifier-free guidance."""
     import torch
 
-    with torch.no_grad():
-        images = pipe.vae.decode(latents.float() / pipe.vae.config.scaling_factor).sample
+    device, dtype = pipe.unet.device, pipe.unet.dtype
+    n, kinds = len(latents), len(states)
+    text = states.repeat_interleave(n, dim=0)
+    pipe.scheduler.set_timesteps(steps)
+    latents = latents.to(device) * pipe.scheduler.init_noise_sigma
+    for t in pipe.scheduler.timesteps:
+        check()
+        x = pipe.scheduler.scale_model_input(torch.cat([latents] * kinds), t)
+        # the LoRA is fp32 beside a half-precision U-Net, as in training
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            predicted = pipe.unet(x.to(dtype), t.to(device), text).sample.float()
+        if kinds == 2:
+            without, with_prompt = predicted.chunk(2)
+            predicted = without + guidance * (with_prompt - without)
+        latents = pipe.scheduler.step(predicted, t, latents).prev_sample
+    return latents
+
+
+def _decode(pipe: Any, latents: Any) -> np.ndarray:
+    """[n, 4, h, w] -> [n, 8h, 8w, 3] uint8, in fp32 where the latents are; then the VAE goes back to the CPU."""
+    pipe.vae.to(latents.device)
+    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    pipe.vae.to("cpu")
     return (images.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -112,6 +132,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resolution", type=_resolution, help="pixels [512; 64 for builtin]")
     parser.add_argument("--steps", type=_positive, default=25, help="of the sampler [25]")
     parser.add_argument("--guidance", type=float, help="guidance scale; 1: none [7.5; 1 for builtin]")
+    parser.add_argument(
+        "--clip-skip", type=_positive, default=1, help="the text encoder's last layers to leave out [1]"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
     return parser
 
@@ -153,9 +176,10 @@ def main(argv: Sequence[str]) -> int:
     base = model.Base(model.find(options.base), options.vae)
     model.check(base)
     device = memory.choose_device(options.device)
-    pipe = model.load_pipeline(base).to(device)
+    pipe = model.load_pipeline(base)
     if options.lora:
         add_lora(pipe, options.lora, options.strength)
+    pipe.unet.to(device)
     images = pictures(
         pipe,
         options.prompt,
@@ -163,6 +187,7 @@ def main(argv: Sequence[str]) -> int:
         resolution=options.resolution or (64 if is_builtin else 512),
         steps=options.steps,
         guidance=options.guidance or (1.0 if is_builtin else 7.5),
+        clip_skip=options.clip_skip,
     )
     save_grid(images, options.out)
     print(options.out)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import __version__, lora, lora_file, memory, model, plan
+from . import __version__, lora, lora_file, memory, merge, model, plan
 from .builtin import BUILTIN
 from .config import TrainConfig
 from .dataset import Folders
@@ -86,6 +86,7 @@ def run(
             save_lora(config, base, folders, run_dir, loop, report)
         raise
     save_lora(config, base, folders, run_dir, loop, report)
+    _save_merged(config, base, run_dir, lora.weights(loop.unet))
     if not config.keep_cache:
         run_dir.remove_cache()
     return Trained(loop.unet, loop.device, base, folders, rises or loop.rises())
@@ -109,6 +110,7 @@ def _load(
         resolution=config.resolution,
         views=views(flip=config.flip, crops=config.crops),
         folder=run_dir.cache,
+        clip_skip=config.clip_skip,
         device=device,
         progress=progress,
     )
@@ -157,6 +159,7 @@ def save_lora(
         base_hash=model.part_hash(base, "unet"),
         finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         prediction_type=loop.prediction_type,
+        clip_skip=config.clip_skip,
     )
     own = {
         "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
@@ -172,6 +175,15 @@ def save_lora(
         lora.weights(loop.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
     )
     lora_file.save(run_dir.lora, tensors, {**standard, **own})
+
+
+def _save_merged(config: TrainConfig, base: Base, run_dir: RunDir, weights: dict[str, torch.Tensor]) -> None:
+    scale = config.effective_alpha / config.rank
+    target = run_dir.lora.with_name(f"{run_dir.name}-merged")
+    if config.save_merged == "folder":
+        merge.save_folder(base, target, weights, scale=scale, dtype=DTYPES[config.save_precision])
+    elif config.save_merged == "checkpoint":
+        merge.save_checkpoint(base, target.with_name(f"{target.name}.safetensors"), weights, scale=scale)
 
 
 def _public_config(config: TrainConfig) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def save(unet, path, dtype=torch.float32):
         base_hash="ab",
         finished="2026-01-01T00:00:00Z",
         prediction_type="epsilon",
+        clip_skip=1,
     )
     lora_file.save(path, lora_file.to_kohya(lora.weights(unet), alpha=ALPHA, dtype=dtype), standard)
     return path

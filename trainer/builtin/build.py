@@ -189,7 +189,7 @@ def unet() -> None:
         cross_attention_dim=32,
         attention_head_dim=4,
     )
-    _train_unet(model, text, steps=3200, lr=2e-3, own_prompt_share=0.5)
+    _train_unet(model, text, steps=9600, lr=2e-3, own_prompt_share=0.5)
 
 
 def _train_unet(
@@ -230,7 +230,7 @@ def _train_unet(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         rate.step()
-        _average(averaged, (model, text), min(0.998, (1 + step) / (10 + step)))
+        _average(averaged, (model, text), min(0.9985, (1 + step) / (10 + step)))
         if step % 100 == 0:
             print(f"unet {step}/{steps} loss {loss:.4f} {time.time() - started:.0f} s", flush=True)
     _save_unet(averaged, schedule)

@@ -12,6 +12,7 @@ from torch import nn
 from trainer import gradient, lora, model, pu_loss
 from trainer.builtin import MODEL
 from trainer.diffusion import add_noise, per_sample_error
+from trainer.ranks import ONE
 
 N_UNLABELED, N_PAIRED, N_EXTRA = 8, 5, 3
 TOLERANCE = 1e-5
@@ -66,6 +67,12 @@ class Miniature:
         return per_sample_error(found, self.noise[i]) / 256 * self.factor[i]
 
 
+def importance_of(members, is_weighed):
+    """Factors of samples, as min-SNR gives them: 1, or between 0.1 and 1."""
+    i = torch.tensor([m.index for m in members])
+    return 0.1 + (i * 7 % 10) / 10 if is_weighed else torch.ones(len(members))
+
+
 def batch():
     unlabeled = [Member(i) for i in range(N_UNLABELED)]
     paired = [Member(N_UNLABELED + i) for i in range(N_PAIRED)]
@@ -73,27 +80,29 @@ def batch():
     return unlabeled, paired, extra
 
 
-def oracle(problem, objective, prior):
+def oracle(problem, objective, prior, is_weighed=False):
     """Autograd through the objective on the whole batch at once. Returns (gradient, R)."""
     unlabeled, paired, extra = batch()
     losses = [problem.losses(group) for group in (unlabeled, paired, extra)]
-    value = pu_loss.objective_value(objective, *losses, prior=prior)
+    importance = [importance_of(group, is_weighed) for group in (unlabeled, paired, extra)]
+    value = pu_loss.objective_value(objective, *losses, prior=prior, importance=importance)
     found = torch.autograd.grad(value, problem.parameters)
-    risk = losses[0].mean() - prior * losses[1].mean()
+    risk = (importance[0] * losses[0]).mean() - prior * (importance[1] * losses[1]).mean()
     return torch.cat([g.flatten() for g in found]), risk.item()
 
 
-def accumulated(problem, objective, prior, micro_batch, assumed_sign):
+def accumulated(problem, objective, prior, micro_batch, assumed_sign, is_weighed=False, ranks=ONE):
     unlabeled, paired, extra = batch()
     weights = pu_loss.Weights(objective, prior, N_UNLABELED, N_PAIRED, N_EXTRA)
     outcome = gradient.accumulate(
-        problem.losses,
+        lambda members: (problem.losses(members), importance_of(members, is_weighed)),
         unlabeled,
         paired + extra,
         problem.parameters,
         weights,
         assumed_sign=assumed_sign,
         micro_batch=micro_batch,
+        ranks=ranks,
     )
     return torch.cat([p.grad.flatten() for p in problem.parameters]), outcome
 
@@ -108,14 +117,15 @@ def make(request):
 
 
 @pytest.mark.parametrize("is_negative", [False, True], ids=["R>0", "R<0"])
+@pytest.mark.parametrize("is_weighed", [False, True], ids=["equal", "weighed"])
 @pytest.mark.parametrize("objective", pu_loss.OBJECTIVES)
-def test_equals_autograd_on_the_full_batch(make, objective, is_negative):
+def test_equals_autograd_on_the_full_batch(make, objective, is_negative, is_weighed):
     problem, prior = make(30.0 if is_negative else 1.0), 0.3
-    wanted, risk = oracle(problem, objective, prior)
+    wanted, risk = oracle(problem, objective, prior, is_weighed)
     assert (risk < 0) == is_negative
     for micro_batch in (1, 3, N_UNLABELED):
         for assumed_sign in (1, -1):
-            found, outcome = accumulated(problem, objective, prior, micro_batch, assumed_sign)
+            found, outcome = accumulated(problem, objective, prior, micro_batch, assumed_sign, is_weighed)
             assert relative_error(found, wanted) <= TOLERANCE, (micro_batch, assumed_sign)
             assert outcome.flipped == (objective in ("pu", "nnpu") and (assumed_sign < 0) != is_negative)
             assert outcome.risks.normal == pytest.approx(risk, rel=1e-4) or objective == "unsupervised"

@@ -18,6 +18,7 @@ USED = {
     "network_alpha": (["4"], "alpha", 4.0),
     "network_weights": ([__file__], "init_lora", Path(__file__)),
     "clip_skip": (["2"], "clip_skip", 2),
+    "min_snr_gamma": (["5"], "min_snr_gamma", 5.0),
     "logging_dir": (["logs"], "logging_dir", Path("logs")),
     "learning_rate": (["2e-4"], "lr", 2e-4),
     "unet_lr": (["2e-4"], "lr", 2e-4),

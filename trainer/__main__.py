@@ -21,6 +21,7 @@ from .dataset import Folders, scan
 from .errors import UserError
 from .files import locked
 from .model import Base
+from .ranks import Ranks, from_environment
 from .run_dir import RunDir, free_name
 
 
@@ -53,19 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_command(invocation: Invocation) -> int:
     """Train, make the pictures, write the report. Returns: an exit code."""
     config = invocation.config
+    ranks = from_environment()
     if not invocation.resume:
-        config = config.model_copy(update={"name": free_name(config.output_dir, config.name)})
+        config = config.model_copy(update={"name": ranks.agree(free_name(config.output_dir, config.name))})
     run_dir = RunDir(config.output_dir, config.name)
-    console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir)
+    console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir, is_silent=not ranks.is_first)
     _introduce(invocation, console)
     if invocation.is_builtin:
-        config = _with_digits(config)
+        config = _with_digits(config, ranks)
     base, folders = _find_base(config), _scan(config)
-    with locked(run_dir.root), contextlib.closing(console):
+    lock = locked(run_dir.root) if ranks.is_first else contextlib.nullcontext()
+    with lock, contextlib.closing(console):
         _tell_found(config, folders, console)
-        run_dir.save_config(to_toml(config))
+        if ranks.is_first:
+            run_dir.save_config(to_toml(config))
         try:
-            return _train(config, base, folders, run_dir, console, is_resume=invocation.resume)
+            return _train(config, base, folders, run_dir, ranks, console, is_resume=invocation.resume)
         except errors.Stopped:
             console.emit("error", kind="stopped", message="stopped by the user")
             where = f"--name {config.name!r}{_output(config)}"
@@ -86,7 +90,14 @@ def train_command(invocation: Invocation) -> int:
 
 
 def _train(
-    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, console: Console, *, is_resume: bool
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    ranks: Ranks,
+    console: Console,
+    *,
+    is_resume: bool,
 ) -> int:
     with stoppable() as check:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
@@ -96,8 +107,18 @@ def _train(
         prompt = train.picture_prompt(config, folders)
         picture = evaluate.picture_at_step(config, prompt, run_dir, emit=console.emit, check=check)
         trained = train.run(
-            config, base, folders, run_dir, is_resume=is_resume, emit=console.emit, check=check, picture=picture
+            config,
+            base,
+            folders,
+            run_dir,
+            ranks=ranks,
+            is_resume=is_resume,
+            emit=console.emit,
+            check=check,
+            picture=picture,
         )
+        if not ranks.is_first:
+            return errors.DONE
         if report.memorising(trained.rises):
             console.emit("warning", message=report.memorising_text(trained.rises))
         evaluation = evaluate.before_after(config, trained, run_dir, emit=console.emit, check=check)
@@ -134,10 +155,13 @@ def _cpu_torch_on_nvidia() -> str | None:
     )
 
 
-def _with_digits(config: TrainConfig) -> TrainConfig:
+def _with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     """Write the built-in digits as ordinary folders, and go on as if the user had named them."""
     from .builtin import digits
 
+    if ranks.is_first:
+        digits.write_folders(config.output_dir / "digits")
+    ranks.wait()
     folders = digits.write_folders(config.output_dir / "digits")
     return config.model_copy(update={k: folders[k] for k in ("unlabeled", "sensitive")})
 

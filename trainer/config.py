@@ -57,6 +57,11 @@ class TrainConfig(BaseModel):
     temperature_mode: Literal["per-timestep", "fixed"] = option(
         "per-timestep", "temperature counts in the base model's own error at each timestep, or is a plain number"
     )
+    min_snr_gamma: float | None = option(
+        None,
+        "timesteps whose signal-to-noise ratio is above this count less; 5 is usual, none: all count the same",
+        gt=0,
+    )
     calibration_samples: int = option(24, "samples for each of the 20 bins that measure the base model's error", ge=1)
     sensitive_prompt_share: float = option(
         0.5, "extra sensitive samples under their own caption, as a share of --batch-sensitive", ge=0, le=4

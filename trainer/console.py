@@ -26,14 +26,19 @@ PHASES = {
 class Console:
     """Turns events into all three. With `jsonl`, stdout carries nothing but JSON and people's text goes to stderr."""
 
-    def __init__(self, run_dir: RunDir, *, jsonl: bool, logging_dir: Path | None = None) -> None:
+    def __init__(
+        self, run_dir: RunDir, *, jsonl: bool, logging_dir: Path | None = None, is_silent: bool = False
+    ) -> None:
         self.run_dir, self.jsonl = run_dir, jsonl
         self.logging_dir, self.board = logging_dir, None
+        self.is_silent = is_silent  # another process of the same run speaks
         self.bar: tqdm | None = None
         self.phase = ""
 
     def emit(self, event: str, **fields: Any) -> None:
         """Record one event. nan and infinity become null, which JSON has and they have not."""
+        if self.is_silent:
+            return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         record = {"v": VERSION, "event": event, **clean}
         self.run_dir.append_event(record)
@@ -44,6 +49,8 @@ class Console:
             show(fields)
 
     def say(self, text: str) -> None:
+        if self.is_silent:
+            return
         tqdm.write(text, file=sys.stderr if self.jsonl else sys.stdout)
 
     def _log(self, fields: dict[str, Any]) -> None:

@@ -96,6 +96,21 @@ class Scale:
         return errors / (self.temperature * bins * elements)
 
 
+def importance(t: Tensor, signal: Tensor, max_snr: float | None) -> Tensor:
+    """Factor of a sample by its timestep: min(SNR, max_snr) / SNR, or 1 for all.
+
+    Timesteps with little noise count less: their errors are easily driven up, and decide little of what is pictured.
+
+    Args: t: [n] int64. signal: [timesteps], see diffusion.alphas_cumprod.
+    Returns: [n] fp32.
+    Source: Hang et al. 2023 (min-SNR), for a model that predicts the noise.
+    """
+    if max_snr is None:
+        return torch.ones(len(t), device=t.device)
+    kept = signal.to(t.device)[t]
+    return (max_snr * (1 - kept) / kept).clamp(max=1)
+
+
 @torch.no_grad()
 def probe(denoiser: Denoiser, scale: Scale, pile: Sequence[Sample], caption: str, *, n: int, micro_batch: int) -> float:
     """Mean loss over n fixed draws from pile: comparable between calls, as noise and timesteps are always the same."""

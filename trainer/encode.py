@@ -18,6 +18,7 @@ from .dataset import Sample, View, read_image
 from .errors import UserError
 from .files import replacing, sha256
 from .model import Base
+from .ranks import Ranks
 
 FORMAT = 1  # raise when the same key would mean another tensor (SMALLEST_CROP, for one)
 PIXELS_AT_ONCE = 2**18  # one 512 px image
@@ -72,6 +73,7 @@ def encode(
     folder: Path,
     clip_skip: int,
     device: torch.device,
+    ranks: Ranks,
     progress: Progress,
 ) -> Encoded:
     """Encode what the folder does not hold yet.
@@ -80,6 +82,7 @@ def encode(
         views: the versions of each image that draws may ask for.
         clip_skip: which of the text encoder's layers is read.
         folder: where tensors are kept, by the hash of image, model, size and format.
+        ranks: the work is shared out over these.
         progress: called before each batch.
     Returns: keys into the folder for every sample and caption.
     Raises: UserError if an image becomes nan (a damaged VAE).
@@ -91,15 +94,24 @@ def encode(
         content = sha256(path)
         for view in views:
             latent_keys[path, view] = _key("latent", content, vae_hash, resolution, view)
-    wanted = {key: item for item, key in latent_keys.items() if store.get(key) is None}
-    if wanted:
+    for wanted in _shares(ranks, store, {key: item for item, key in latent_keys.items()}):
         _encode_images(wanted, store, base=base, resolution=resolution, device=device, progress=progress)
     text_hash = model.part_hash(base, "text_encoder")
     text_keys = {caption: _key("text", caption, text_hash, clip_skip) for caption in captions}
-    wanted = {key: caption for caption, key in text_keys.items() if store.get(key) is None}
-    if wanted:
+    for wanted in _shares(ranks, store, {key: caption for caption, key in text_keys.items()}):
         _encode_captions(wanted, store, base=base, clip_skip=clip_skip, device=device, progress=progress)
     return Encoded(store, latent_keys, text_keys)
+
+
+def _shares(ranks: Ranks, store: Store, items: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What this rank is to encode: first its share of what is missing, then what other machines keep on their disks."""
+    missing = [key for key in items if store.get(key) is None]
+    ranks.wait()  # all have looked before anyone writes
+    if mine := ranks.share(missing):
+        yield {key: items[key] for key in mine}
+    ranks.wait()
+    if rest := [key for key in missing if store.get(key) is None]:
+        yield {key: items[key] for key in rest}
 
 
 def _key(*parts: object) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .pu_loss import Risks, Weights, risks, sign
+from .ranks import ONE, Ranks
 
 
 class Member(Protocol):
@@ -29,7 +30,7 @@ class Outcome:
 
 
 def accumulate(
-    losses_of: Callable[[Sequence[T]], Tensor],
+    losses_of: Callable[[Sequence[T]], tuple[Tensor, Tensor]],
     unlabeled: Sequence[T],
     sensitive: Sequence[T],
     parameters: Sequence[nn.Parameter],
@@ -38,6 +39,7 @@ def accumulate(
     assumed_sign: int,
     micro_batch: int,
     backward: Callable[[Tensor], None] = Tensor.backward,
+    ranks: Ranks = ONE,
 ) -> Outcome:
     """Leave the gradient of the objective over the whole batch in each parameter's `.grad`.
 
@@ -46,52 +48,64 @@ def accumulate(
     sensitive part alone is run again.
 
     Args:
-        losses_of: differentiable losses [n] of some members, all unlabeled or all sensitive; the same at every call.
+        losses_of: (differentiable losses [n], importance [n]) of some members, all unlabeled or all sensitive; the same
+            at every call.
         sensitive: paired members, then extra ones; may be empty where the objective ignores them.
         micro_batch: members in the model at once; changes memory and speed only.
         backward: how to differentiate a scalar (fp16 scales it first).
+        ranks: the batch is shared out over these; each rank calls this with the whole batch and gets the same outcome.
     """
     _clear(parameters)
-    losses_u = _pass(losses_of, unlabeled, micro_batch, backward, lambda losses, _: weights.unlabeled(losses))
+    none = parameters[0].new_zeros(0, dtype=torch.float32)
+
+    def run(members: Sequence[T], weigh: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        mine = _pass(losses_of, ranks.share(members), micro_batch, backward, weigh)
+        losses, importance = (torch.cat([none, *(part[i] for part in mine)]) for i in (0, 1))
+        return ranks.whole(losses, len(members)), ranks.whole(importance, len(members))
+
+    def run_sensitive(s: int) -> tuple[Tensor, Tensor]:
+        return run(sensitive, lambda losses, is_extra: weights.sensitive(losses, is_extra, s))
+
+    losses_u, importance_u = run(unlabeled, lambda losses, _: weights.unlabeled(losses))
     waiting = _take(parameters)
     s = assumed_sign
-    losses_s = losses_u.new_zeros(0)
-    if sensitive:
-        losses_s = _sensitive_pass(losses_of, sensitive, micro_batch, backward, weights, s)
+    losses_s, importance_s = run_sensitive(s)
     is_extra = torch.tensor([m.is_extra for m in sensitive], dtype=torch.bool, device=losses_u.device)
-    found = risks(weights.objective, losses_u, losses_s[~is_extra], losses_s[is_extra], prior=weights.prior)
+    found = risks(
+        weights.objective,
+        losses_u,
+        losses_s[~is_extra],
+        losses_s[is_extra],
+        prior=weights.prior,
+        importance=(importance_u, importance_s[~is_extra], importance_s[is_extra]),
+    )
     flipped = bool(sensitive) and weights.depends_on_sign and sign(found.normal) != s
     if flipped:
         s = -s
         _clear(parameters)
-        _sensitive_pass(losses_of, sensitive, micro_batch, backward, weights, s)
+        run_sensitive(s)
     factor = weights.unlabeled_factor(s)
-    for parameter, part in zip(parameters, waiting, strict=True):
-        parameter.grad = part.mul_(factor) if parameter.grad is None else parameter.grad.add_(part, alpha=factor)
+    for parameter, part, other in zip(parameters, waiting, _take(parameters), strict=True):
+        parameter.grad = other.add_(part, alpha=factor)
+    ranks.sum([parameter.grad for parameter in parameters])
     return Outcome(found, s, flipped)
 
 
-def _sensitive_pass(losses_of, members, micro_batch, backward, weights: Weights, s: int) -> Tensor:
-    return _pass(
-        losses_of, members, micro_batch, backward, lambda losses, is_extra: weights.sensitive(losses, is_extra, s)
-    )
-
-
 def _pass(
-    losses_of: Callable[[Sequence[T]], Tensor],
+    losses_of: Callable[[Sequence[T]], tuple[Tensor, Tensor]],
     members: Sequence[T],
     micro_batch: int,
     backward: Callable[[Tensor], None],
     weigh: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Add sum_i w_i * d l_i to the gradients, micro-batch by micro-batch. Returns: the losses, detached."""
+) -> list[tuple[Tensor, Tensor]]:
+    """Add sum_i w_i * d l_i to the gradients, micro-batch by micro-batch. Returns: losses and importance of each."""
     found = []
     for part in _parts(members, micro_batch):
-        losses = losses_of(part)
+        losses, importance = losses_of(part)
         is_extra = torch.tensor([m.is_extra for m in part], device=losses.device)
-        backward((weigh(losses.detach(), is_extra) * losses).sum())
-        found.append(losses.detach())
-    return torch.cat(found)
+        backward((weigh(losses.detach(), is_extra) * importance * losses).sum())
+        found.append((losses.detach(), importance))
+    return found
 
 
 def _parts(members: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -10,6 +10,7 @@ MEANS: dict[str, tuple[str, str | None]] = {
     "network_alpha": ("alpha", None),
     "network_weights": ("init-lora", None),
     "clip_skip": ("clip-skip", None),
+    "min_snr_gamma": ("min-snr-gamma", None),
     "logging_dir": ("logging-dir", None),
     "learning_rate": ("lr", None),
     "unet_lr": ("lr", None),

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from . import draws, gradient, lora, lora_file, memory, model, pu_loss
 from .config import TrainConfig
 from .dataset import Folders
-from .denoise import Denoiser, Scale, calibrate, probe
-from .draws import Batches
+from .denoise import Denoiser, Scale, calibrate, importance, probe
+from .draws import Batches, Draw
 from .encode import Encoded
 from .errors import NonFinite
 from .model import Base
+from .ranks import Ranks
 from .switches import DTYPES, Switches, set_up
 
 PROBE_SAMPLES = 20
@@ -60,14 +61,15 @@ class Loop:
         encoded: Encoded,
         switches: Switches,
         *,
+        device: torch.device,
+        ranks: Ranks,
         warn: Callable[[str], None],
         check: Callable[[], None],
     ) -> None:
-        self.config, self.folders = config, folders
+        self.config, self.folders, self.ranks, self.device = config, folders, ranks, device
         memory.flush_denormals()
-        self.device = memory.choose_device(config.device)
         self.switches, self.micro_batch = switches, switches.micro_batch
-        self.accelerator = memory.make_accelerator(switches.precision, self.device)
+        self.accelerator = memory.make_accelerator(switches.precision, self.device, is_alone=ranks.world == 1)
         self.unet = model.load_unet(base, switches.load_dtype)
         lora.attach(self.unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
         if config.init_lora:
@@ -157,7 +159,7 @@ class Loop:
             step = self.progress.step
             sensitive = [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
             outcome = gradient.accumulate(
-                lambda draws, step=step: self.scale.losses(*self.denoiser.errors(draws, step)),
+                lambda draws, step=step: self._losses(draws, step),
                 self.batches.unlabeled(step),
                 sensitive,
                 self.parameters,
@@ -165,6 +167,7 @@ class Loop:
                 assumed_sign=self.progress.sign,
                 micro_batch=self.micro_batch,
                 backward=self.accelerator.backward,
+                ranks=self.ranks,
             )
             lr = self._set_lr(step)
             grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
@@ -176,6 +179,10 @@ class Loop:
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
             self.progress = Progress(step + 1, outcome.sign, flips)
             yield self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
+
+    def _losses(self, draws: Sequence[Draw], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        errors, t, elements = self.denoiser.errors(draws, step)
+        return self.scale.losses(errors, t, elements), importance(t, self.denoiser.signal, self.config.min_snr_gamma)
 
     def _set_lr(self, step: int) -> float:
         lr = self.config.lr * lr_factor(step, steps=self.config.steps, warmup_steps=self.config.warmup_steps)

@@ -13,8 +13,17 @@ from torch import nn
 from .errors import UserError
 
 
-def choose_device(wanted: str) -> torch.device:
-    """auto: the first NVIDIA card, else Apple's GPU, else the CPU. Raises: UserError if the wanted one is not there."""
+def choose_device(wanted: str, *, is_alone: bool = True) -> torch.device:
+    """auto: the first NVIDIA card, else Apple's GPU, else the CPU; among several processes, each its own card.
+
+    Raises: UserError if the wanted one is not there, or is one card for several processes.
+    """
+    if not is_alone and wanted != "cpu":
+        from accelerate import PartialState
+
+        if wanted != "auto":
+            raise UserError(f"--device {wanted}: with several processes each takes its own card; leave it out")
+        return PartialState().device
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     device = torch.device(wanted)
@@ -52,16 +61,22 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "fp32" if "GTX 16" in torch.cuda.get_device_name(device) else "fp16"
 
 
-def make_accelerator(precision: str, device: torch.device) -> Any:
-    """accelerate's autocast, fp16 scaling and clipping on one device."""
+def make_accelerator(precision: str, device: torch.device, *, is_alone: bool) -> Any:
+    """accelerate's autocast, fp16 scaling and clipping on one device.
+
+    Args: is_alone: the only process; several keep the state with which they found each other.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    mixed = {"fp32": "no"}.get(precision, precision)
+    if not is_alone:
+        return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
     AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the last run of this process
     before = os.environ.get("ACCELERATE_TORCH_DEVICE")
     os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # the only way to tell it cuda:1
     try:
-        return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=device.type == "cpu")
+        return Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
     finally:
         if before is None:
             del os.environ["ACCELERATE_TORCH_DEVICE"]

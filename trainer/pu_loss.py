@@ -71,39 +71,53 @@ def normal_risk(unlabeled: Tensor, paired: Tensor, *, prior: float) -> Tensor:
     return unlabeled.mean() - prior * paired.mean()
 
 
-def objective_value(objective: str, unlabeled: Tensor, paired: Tensor, extra: Tensor, *, prior: float) -> Tensor:
+# of the unlabeled, paired and extra samples: [n_u], [n_s], [n_e], or one number for all
+Importance = tuple[Tensor | float, Tensor | float, Tensor | float]
+EQUAL: Importance = (1.0, 1.0, 1.0)
+
+
+def objective_value(
+    objective: str, unlabeled: Tensor, paired: Tensor, extra: Tensor, *, prior: float, importance: Importance = EQUAL
+) -> Tensor:
     """The objective on a full batch, differentiable: the oracle that the step gradient is tested against.
 
     Args:
         objective: one of OBJECTIVES.
         unlabeled, paired, extra: [n_u], [n_s], [n_e] losses; extra may be empty.
+        importance: factors of samples (min-SNR), outside phi: a sample counts less, its probability stays.
     Returns: scalar.
     """
+    of_unlabeled, of_paired, of_extra = importance
     if objective == "unsupervised":
-        return unlabeled.mean()
-    sensitive = torch.cat([paired, extra])
+        return (of_unlabeled * unlabeled).mean()
+    sensitive = torch.cat([of_paired * sensitive_loss(paired), of_extra * sensitive_loss(extra)])
     if objective == "supervised":
-        return torch.cat([unlabeled, sensitive_loss(sensitive)]).mean()
-    risk = normal_risk(unlabeled, paired, prior=prior)
+        return torch.cat([of_unlabeled * unlabeled, sensitive]).mean()
+    risk = normal_risk(of_unlabeled * unlabeled, of_paired * paired, prior=prior)
     if objective == "nnpu" and risk < 0:
         return -risk
-    return prior * sensitive_loss(sensitive).mean() + risk.abs()
+    return prior * sensitive.mean() + risk.abs()
 
 
-def risks(objective: str, unlabeled: Tensor, paired: Tensor, extra: Tensor, *, prior: float) -> Risks:
+def risks(
+    objective: str, unlabeled: Tensor, paired: Tensor, extra: Tensor, *, prior: float, importance: Importance = EQUAL
+) -> Risks:
     """All parts of one step's objective, for the log and for the sign that the gradient needs."""
     nan = float("nan")
-    value = objective_value(objective, unlabeled, paired, extra, prior=prior).item()
+    value = objective_value(objective, unlabeled, paired, extra, prior=prior, importance=importance).item()
+    of_unlabeled, of_paired, of_extra = importance
+    weighed_u, weighed_p = of_unlabeled * unlabeled, of_paired * paired
     if objective == "unsupervised":
-        return Risks(value, unlabeled.mean().item(), nan, nan, nan, nan)
-    sensitive = torch.cat([paired, extra])
+        return Risks(value, weighed_u.mean().item(), nan, nan, nan, nan)
+    sensitive = torch.cat([of_paired * sensitive_loss(paired), of_extra * sensitive_loss(extra)])
+    slopes = torch.cat([of_paired * sensitive_slope(paired), of_extra * sensitive_slope(extra)])
     return Risks(
         objective=value,
-        unlabeled=unlabeled.mean().item(),
-        paired=paired.mean().item(),
-        sensitive=prior * sensitive_loss(sensitive).mean().item(),
-        normal=normal_risk(unlabeled, paired, prior=prior).item(),
-        slope=sensitive_slope(sensitive).mean().item(),
+        unlabeled=weighed_u.mean().item(),
+        paired=weighed_p.mean().item(),
+        sensitive=prior * sensitive.mean().item(),
+        normal=normal_risk(weighed_u, weighed_p, prior=prior).item(),
+        slope=slopes.mean().item(),
     )
 
 
@@ -115,6 +129,8 @@ def sign(normal: float) -> int:
 @dataclass(frozen=True)
 class Weights:
     """Turns losses into the gradient of the whole batch, sample by sample: d objective = sum_i w_i * d l_i.
+
+    A sample's importance is one more factor of its w_i, the caller's.
 
     A micro-batch knows neither the batch's size nor the sign of R, so both are arguments. That is what makes the
     sum over any micro-batches, in any order, the gradient of the full batch: |R| of a part is not a part of |R|.

@@ -21,6 +21,7 @@ from .encode import encode
 from .errors import NonFinite, Stopped
 from .loop import Loop, StepReport
 from .model import Base
+from .ranks import ONE, Ranks
 from .run_dir import RunDir
 from .switches import DTYPES, Switches
 
@@ -52,6 +53,7 @@ def run(
     folders: Folders,
     run_dir: RunDir,
     *,
+    ranks: Ranks = ONE,
     is_resume: bool,
     emit: Emit,
     check: Callable[[], None],
@@ -60,14 +62,16 @@ def run(
     """Train and save the LoRA.
 
     Args:
+        ranks: processes that train this LoRA together; only the first one writes.
         check: raises Stopped when the user asked for it; called before each pass through a model.
         picture: makes the pictures during training (--sample-every) from (what is trained so far, step).
     Raises: Stopped or NonFinite after saving LoRA and state of the last finished step; UserError.
     """
-    loop = _load(config, base, folders, run_dir, emit, check)
+    loop = _load(config, base, folders, run_dir, ranks, emit, check)
     if is_resume:
         loop.restore(run_dir.load_state())
-        run_dir.truncate_events(loop.progress.step)
+        if ranks.is_first:
+            run_dir.truncate_events(loop.progress.step)
     emit("phase", name="calibrate")
     loop.prepare()
     emit("phase", name="train", device=str(loop.device), **{**asdict(loop.switches), "micro_batch": loop.micro_batch})
@@ -77,25 +81,37 @@ def run(
             emit("step", **asdict(report))
             every = config.save_state_every or max(1, config.steps // CHECKPOINTS)
             if report.step % every == 0 or report.step == config.steps:
-                rises = _checkpoint(loop, run_dir, emit)
-            if config.sample_every and report.step % config.sample_every == 0 and report.step < config.steps:
+                rises = _checkpoint(loop, run_dir, ranks, emit)
+            if (
+                ranks.is_first
+                and config.sample_every
+                and report.step % config.sample_every == 0
+                and report.step < config.steps
+            ):
                 _try_picture(picture, Trained(loop.unet, loop.device, base, folders, rises), report.step, emit)
     except (Stopped, NonFinite):
-        if loop.progress.step:
+        if loop.progress.step and ranks.is_first:
             run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
             save_lora(config, base, folders, run_dir, loop, report)
         raise
-    save_lora(config, base, folders, run_dir, loop, report)
-    _save_merged(config, base, run_dir, lora.weights(loop.unet))
-    if not config.keep_cache:
-        run_dir.remove_cache()
+    if ranks.is_first:
+        save_lora(config, base, folders, run_dir, loop, report)
+        _save_merged(config, base, run_dir, lora.weights(loop.unet))
+        if not config.keep_cache:
+            run_dir.remove_cache()
     return Trained(loop.unet, loop.device, base, folders, rises or loop.rises())
 
 
 def _load(
-    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, emit: Emit, check: Callable[[], None]
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    ranks: Ranks,
+    emit: Emit,
+    check: Callable[[], None],
 ) -> Loop:
-    device = memory.choose_device(config.device)
+    device = memory.choose_device(config.device, is_alone=ranks.world == 1)
     switches = _choose_switches(config, base, device, emit)
 
     def progress(what: str, done: int, of: int) -> None:
@@ -112,11 +128,12 @@ def _load(
         folder=run_dir.cache,
         clip_skip=config.clip_skip,
         device=device,
+        ranks=ranks,
         progress=progress,
     )
     emit("phase", name="load")
     warn = lambda text: emit("warning", message=text)  # noqa: E731
-    return Loop(config, base, folders, encoded, switches, warn=warn, check=check)
+    return Loop(config, base, folders, encoded, switches, device=device, ranks=ranks, warn=warn, check=check)
 
 
 def _choose_switches(config: TrainConfig, base: Base, device: torch.device, emit: Emit) -> Switches:
@@ -131,10 +148,11 @@ def _choose_switches(config: TrainConfig, base: Base, device: torch.device, emit
     return found
 
 
-def _checkpoint(loop: Loop, run_dir: RunDir, emit: Emit) -> dict[str, float]:
+def _checkpoint(loop: Loop, run_dir: RunDir, ranks: Ranks, emit: Emit) -> dict[str, float]:
     """Save the state, and look whether unlearning carries over to sensitive images it has not seen."""
     rises = loop.rises()
-    run_dir.save_state(loop.progress.step, loop.state(), keep=loop.config.keep_states)
+    if ranks.is_first:
+        run_dir.save_state(loop.progress.step, loop.state(), keep=loop.config.keep_states)
     emit("checkpoint", step=loop.progress.step, of=loop.config.steps, rises=rises)
     return rises
 

@@ -1,0 +1,20 @@
+"""Factors of samples by timestep."""
+
+import torch
+
+from trainer.denoise import importance
+from trainer.diffusion import alphas_cumprod
+
+
+def test_importance_is_min_snr():
+    """Against the definition, from diffusers' own signal-to-noise ratio."""
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import compute_snr
+
+    t = torch.arange(0, 1000, 37)
+    snr = compute_snr(DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear"), t)
+    signal = alphas_cumprod(0.00085, 0.012, 1000)
+    torch.testing.assert_close(importance(t, signal, 5.0), snr.clamp(max=5.0) / snr)
+    assert importance(t, signal, None).tolist() == [1.0] * len(t)
+    assert importance(t, signal, 5.0)[0] < 0.02
+    assert importance(t, signal, 5.0)[-1] == 1

@@ -1,0 +1,106 @@
+"""Two processes give the gradient and the LoRA that one gives (gloo, CPU)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_gradient import N_EXTRA, N_PAIRED, N_UNLABELED, Regression, accumulated, batch, importance_of, oracle
+
+from trainer import gradient, pu_loss
+from trainer.ranks import Ranks
+
+ROOT = Path(__file__).parents[1]
+
+
+def launch(n, *arguments):
+    """torchrun as users call it, offline and on loopback."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    words = ["-m", "torch.distributed.run", f"--nproc-per-node={n}", "--standalone", *map(str, arguments)]
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def gradients(ranks):
+    """Step gradients of the random problem: both signs of R, right and wrong assumption, micro-batches of 2."""
+    found = {}
+    for factor in (1.0, 30.0):
+        for objective in pu_loss.OBJECTIVES:
+            for assumed in (1, -1):
+                problem = Regression(factor)
+                flat, outcome = accumulated(problem, objective, 0.3, 2, assumed, True, ranks)
+                found[f"{objective} {factor} {assumed}"] = (flat.tolist(), outcome.flipped, outcome.risks.normal)
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_step_gradient_is_that_of_one_process(world, tmp_path):
+    """With shares of unequal size: 8 + 8 samples, and 3 ranks."""
+    launch(world, __file__, tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    for name, (_, flipped, _) in gradients(Ranks()).items():
+        objective, factor, _ = name.split()
+        wanted, risk = oracle(Regression(float(factor)), objective, 0.3, True)
+        for rank in range(world):
+            theirs, their_flip, their_normal = found[rank][name]
+            assert ((torch.tensor(theirs) - wanted).norm() / wanted.norm()).item() <= 1e-5, (name, rank)
+            assert their_flip == flipped
+            if objective != "unsupervised":
+                assert their_normal == pytest.approx(risk, rel=1e-4)
+    assert all(found[0][name][0] == found[1][name][0] for name in found[0])  # every rank takes the very same step
+
+
+def test_a_lost_share_would_be_seen():
+    """The check can fail: without the sum over ranks the gradient is another one."""
+    problem = Regression(1.0)
+    wanted, _ = oracle(problem, "pu", 0.3)
+    unlabeled, paired, extra = (group[::2] for group in batch())
+    weights = pu_loss.Weights("pu", 0.3, N_UNLABELED, N_PAIRED, N_EXTRA)
+    gradient.accumulate(
+        lambda m: (problem.losses(m), importance_of(m, False)),
+        unlabeled,
+        paired + extra,
+        problem.parameters,
+        weights,
+        assumed_sign=1,
+        micro_batch=3,
+    )
+    found = torch.cat([p.grad.flatten() for p in problem.parameters])
+    assert ((found - wanted).norm() / wanted.norm()).item() > 1e-2
+
+
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("adamw", 1e-3), ("adamw8bit", 1e-2)])
+def test_lora_after_eight_steps(trainer, digit_folders, tmp_path, optimizer, tolerance):
+    """5 + 3 samples a step: uneven shares; the built-in model on two processes against one."""
+    data = ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"]]
+    data += ["--base", "builtin", "--prompt", "a photo of a digit", "--resolution", 64, "--device", "cpu"]
+    data += ["--steps", 8, "--batch-unlabeled", 5, "--batch-sensitive", 3, "--calibration-samples", 1, "--rank", 8]
+    data += ["--images", 4, "--sample-steps", 2, "--lr", "1e-3", "--optimizer", optimizer, "--save-precision", "fp32"]
+    one = trainer(*data, "--output-dir", tmp_path / "one")
+    assert one.returncode == 0, one.stderr
+    two = launch(2, "-m", "trainer", *data, "--output-dir", tmp_path / "two")
+    assert two.stdout.count("unlabeled: ") == 1  # only the first process speaks
+    a, b = (load_file(tmp_path / name / "pu-lora.safetensors") for name in ("one", "two"))
+    assert a.keys() == b.keys()
+    flat = [torch.cat([v.flatten().float() for k, v in sorted(x.items()) if "lora_" in k[-18:]]) for x in (a, b)]
+    assert ((flat[0] - flat[1]).norm() / flat[0].norm()).item() <= tolerance
+    steps = [json.loads(line) for line in (tmp_path / "two" / "pu-lora" / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in steps if e["event"] == "step"] == list(range(1, 9))
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["pu-lora", "pu-lora.safetensors"]
+
+
+if __name__ == "__main__":  # one of the processes that `launch` starts
+    from trainer.ranks import from_environment
+
+    here = from_environment()
+    mine = gradients(here)
+    gathered = [None] * here.world
+    torch.distributed.all_gather_object(gathered, mine)
+    if here.is_first:
+        Path(sys.argv[1]).write_text(json.dumps(gathered))
+    torch.distributed.destroy_process_group()

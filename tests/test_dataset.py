@@ -29,7 +29,7 @@ def scan(u, s, **changes):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp", "bmp"])
 def test_formats(tmp_path, suffix):
     picture().save(tmp_path / f"x.{suffix}")
-    assert dataset.read_image(tmp_path / f"x.{suffix}", 64).shape == (64, 64, 3)
+    assert dataset.read_image(tmp_path / f"x.{suffix}", (64, 64)).shape == (64, 64, 3)
     assert len(dataset.scan(tmp_path, None, **SCAN).unlabeled) == 1
 
 
@@ -42,7 +42,7 @@ def test_exif_rotation_is_applied(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise: the top becomes the right
     image.save(tmp_path / "x.png", exif=exif)
-    found = dataset.read_image(tmp_path / "x.png", 64)
+    found = dataset.read_image(tmp_path / "x.png", (64, 64))
     assert found[32, 60].tolist() == [255, 0, 0]
     assert found[4, 4].tolist() == [0, 0, 0]
 
@@ -55,40 +55,40 @@ def test_transparency_becomes_white(tmp_path, mode):
         image.putpalette([255, 0, 0])
         image.info["transparency"] = 0
     image.save(tmp_path / "x.png", **({"transparency": 0} if mode == "P" else {}))
-    assert (dataset.read_image(tmp_path / "x.png", 64) == 255).all()
+    assert (dataset.read_image(tmp_path / "x.png", (64, 64)) == 255).all()
 
 
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
     Image.fromarray(np.full((64, 64), 128 * 257, dtype=np.uint16)).save(tmp_path / "x.png")
-    assert (dataset.read_image(tmp_path / "x.png", 64) == 128).all()
+    assert (dataset.read_image(tmp_path / "x.png", (64, 64)) == 128).all()
 
 
 def test_grey_and_palette_and_cmyk(tmp_path):
     Image.new("L", (64, 64), 77).save(tmp_path / "grey.png")
     Image.new("RGB", (64, 64), (1, 2, 3)).quantize(4).save(tmp_path / "palette.png")
     Image.new("CMYK", (64, 64), (0, 0, 0, 0)).save(tmp_path / "cmyk.jpg")
-    assert dataset.read_image(tmp_path / "grey.png", 64)[0, 0].tolist() == [77] * 3
-    assert dataset.read_image(tmp_path / "palette.png", 64)[0, 0].tolist() == [1, 2, 3]
-    assert (dataset.read_image(tmp_path / "cmyk.jpg", 64) > 250).all()
+    assert dataset.read_image(tmp_path / "grey.png", (64, 64))[0, 0].tolist() == [77] * 3
+    assert dataset.read_image(tmp_path / "palette.png", (64, 64))[0, 0].tolist() == [1, 2, 3]
+    assert (dataset.read_image(tmp_path / "cmyk.jpg", (64, 64)) > 250).all()
 
 
 def test_centre_crop(tmp_path):
     image = Image.new("RGB", (192, 64), "black")
     image.paste("white", (64, 0, 128, 64))
     image.save(tmp_path / "x.png")
-    assert (dataset.read_image(tmp_path / "x.png", 64) == 255).all()
+    assert (dataset.read_image(tmp_path / "x.png", (64, 64)) == 255).all()
 
 
 def test_views(tmp_path):
     ramp = np.broadcast_to(np.arange(128, dtype=np.uint8), (64, 128))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "x.png")
-    plain, *crops = (dataset.read_image(tmp_path / "x.png", 64, dataset.View(crop=c)) for c in range(5))
+    plain, *crops = (dataset.read_image(tmp_path / "x.png", (64, 64), dataset.View(crop=c)) for c in range(5))
     assert plain[0, 0, 0] == 32
     for crop in crops:
         width = int(crop[0, -1, 0]) - int(crop[0, 0, 0])
         assert 0.8 * 63 - 2 <= width <= 63
     assert len({crop.tobytes() for crop in crops}) == 4
-    mirrored = dataset.read_image(tmp_path / "x.png", 64, dataset.View(flip=True))
+    mirrored = dataset.read_image(tmp_path / "x.png", (64, 64), dataset.View(flip=True))
     assert (mirrored == plain[:, ::-1]).all()
 
 
@@ -158,3 +158,45 @@ def test_too_few_sensitive_images(piles):
         (piles[1] / f"{i}.png").unlink()
     with pytest.raises(UserError, match="2 sensitive images; at least 3"):
         scan(*piles)
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "wanted"),
+    [
+        ((512, 512), 512, (512, 512)),
+        ((3000, 2000), 512, (576, 384)),
+        ((2000, 3000), 512, (384, 576)),
+        ((1920, 1080), 512, (640, 384)),
+        ((4000, 500), 512, (1408, 128)),
+        ((300, 300), 512, (256, 256)),  # not scaled up
+        ((500, 400), 512, (448, 384)),
+        ((64, 64), 64, (64, 64)),
+        ((4000, 70), 256, (1024, 64)),
+        ((20, 30), 512, (64, 64)),  # nothing smaller
+    ],
+)
+def test_buckets(size, resolution, wanted):
+    assert dataset.bucket_of(*size, resolution) == wanted
+
+
+def test_buckets_keep_their_promises():
+    """Multiples of 64, no more pixels than asked for, never scaled up, little cut off."""
+    rng = np.random.default_rng(0)
+    for width, height in rng.integers(64, 4000, (500, 2)):
+        for resolution in (256, 512, 768):
+            w, h = dataset.bucket_of(int(width), int(height), resolution)
+            assert w % 64 == h % 64 == 0
+            assert w * h <= resolution**2
+            assert w <= width and h <= height
+            if min(w, h) >= 256:
+                assert 0.75 < (w / h) / (width / height) < 1.34
+
+
+def test_training_size_follows_the_upright_image(tmp_path):
+    turned = picture(size=(300, 200))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "x.png", exif=exif)
+    assert dataset.training_size(tmp_path / "x.png", 512, bucket=True) == (192, 256)
+    assert dataset.training_size(tmp_path / "x.png", 512, bucket=False) == (512, 512)
+    assert dataset.read_image(tmp_path / "x.png", (192, 256)).shape == (256, 192, 3)

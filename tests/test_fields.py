@@ -177,6 +177,7 @@ CASES = {
     "prompt": Case("the digit four", weights),
     "sensitive_prompt": Case("the digit three", weights),
     "resolution": Case(80, weights),
+    "bucket": Case(False, weights, {"resolution": 128, "unlabeled": "wide", "sensitive": "wide"}),
     "flip": Case(True, weights),
     "crops": Case(4, weights),
     "caption_dropout": Case(0.9, weights),
@@ -236,7 +237,10 @@ def piles(digit_folders, tmp_path_factory):
         for i in range(4):
             pixels = rng.integers(0, 256, (64, 64)) if name == "noise" else np.full((64, 64), 20 * i)
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
-    found = {**digit_folders, "flat": root / "flat", "noise": root / "noise"}
+    (root / "wide").mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (64, 160), dtype=np.uint8)).save(root / "wide" / f"{i}.png")
+    found = {**digit_folders, "wide": root / "wide", "flat": root / "flat", "noise": root / "noise"}
     for name, pair in (("other", ("unlabeled", "sensitive")), ("both", ("flat", "noise"))):
         for kind, source in zip(("unlabeled", "sensitive"), pair, strict=True):
             shutil.copytree(found[source], root / name / kind)
@@ -272,7 +276,10 @@ def outcome_of(piles, tmp_path_factory):
                 if value is None or name == "output_dir":
                     continue
                 option = "--" + name.replace("_", "-")
-                arguments += [option] if value is True else [option, str(piles.get(value, value))]
+                if isinstance(value, bool):
+                    arguments.append(option if value else option.replace("--", "--no-", 1))
+                else:
+                    arguments += [option, str(piles.get(value, value))]
             said = io.StringIO()
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
                 status = main(arguments)

@@ -37,7 +37,10 @@ class TrainConfig(BaseModel):
     sensitive_prompt: str | None = option(
         None, "caption that names what is sensitive; unlearned there too", exposed=True
     )
-    resolution: int = option(512, "pixels of the square that images are cropped to", ge=64, le=1024, multiple_of=8)
+    resolution: int = option(
+        512, "side of a square; no image is trained at more pixels than it has", ge=64, le=1024, multiple_of=8
+    )
+    bucket: bool = option(True, "keep the shapes of images, in steps of 64 px, without scaling up; otherwise squares")
     flip: bool = option(False, "mirror half of the images", exposed=True)
     crops: int = option(
         1, "versions of each image, cropped differently; more help where images are few", exposed=True, ge=1, le=64

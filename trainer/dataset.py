@@ -1,11 +1,12 @@
 """Two folders of images -> lists of samples, and each image as the model sees it. No tensors, no models."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from .errors import UserError
 from .randomness import CROP, SPLIT, rng
@@ -14,7 +15,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_PIXELS = 100_000_000
 HELD_OUT_SHARE = 0.1
-SMALLEST_CROP = 0.8  # of the shorter side
+SMALLEST_CROP = 0.8  # of the plain one's sides
+STEP_PX = 64  # between the sides of buckets
 MIN_HELD_OUT = 2
 
 
@@ -126,7 +128,7 @@ def _hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Samp
 
 @dataclass(frozen=True)
 class View:
-    """One of the versions in which an image is seen. crop 0 is the plain one: the largest square in the middle."""
+    """One of the versions in which an image is seen. crop 0 is the plain one: the largest part in the middle."""
 
     flip: bool = False
     crop: int = 0
@@ -135,27 +137,63 @@ class View:
 PLAIN = View()
 
 
-def read_image(path: Path, resolution: int, view: View = PLAIN) -> np.ndarray:
-    """An image as the model sees it: upright, RGB on white, a square of it scaled to resolution.
+def training_size(path: Path, resolution: int, *, bucket: bool) -> tuple[int, int]:
+    """Width and height in which an image is trained, by its own size.
 
-    Returns: [resolution, resolution, 3] uint8.
+    Args:
+        resolution: side of the square whose area is the most that is trained.
+        bucket: keep the shape, in steps of 64 px and without scaling up; otherwise the square.
+    """
+    if not bucket:
+        return resolution, resolution
+    with Image.open(path) as image:
+        width, height = image.size
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return bucket_of(*((height, width) if is_turned else (width, height)), resolution)
+
+
+def bucket_of(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """The size, sides multiples of 64, of at most resolution's area and no larger than the image, nearest in shape.
+
+    An image with a side below 64 px is scaled up to it: there is nothing smaller.
+    """
+    scale = min(1.0, resolution / math.sqrt(width * height))
+    across, down = (_sides(side, scale, resolution) for side in (width, height))
+    most = max(resolution, STEP_PX) ** 2
+    fitting = [(w, h) for w in across for h in down if w * h <= most]
+    return min(fitting, key=lambda size: (abs(math.log(size[0] / size[1] * height / width)), -size[0] * size[1]))
+
+
+def _sides(side: int, scale: float, resolution: int) -> list[int]:
+    """The multiples of 64 around a scaled side that the image and the resolution's area can bear, one at least."""
+    longest = resolution**2 // STEP_PX
+    below = min(int(side * scale), longest) // STEP_PX * STEP_PX
+    return [n for n in (below, below + STEP_PX) if STEP_PX <= n <= min(side, longest)] or [STEP_PX]
+
+
+def read_image(path: Path, size: tuple[int, int], view: View = PLAIN) -> np.ndarray:
+    """An image as the model sees it: upright, RGB on white, its middle (or a crop) scaled to size.
+
+    Args: size: width, height in pixels.
+    Returns: [height, width, 3] uint8.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(path) as image:
             upright = _rgb(ImageOps.exif_transpose(image))
-    square = upright.resize((resolution, resolution), Image.Resampling.LANCZOS, box=_box(*upright.size, view.crop))
-    return np.asarray(ImageOps.mirror(square) if view.flip else square)
+    seen = upright.resize(size, Image.Resampling.LANCZOS, box=_box(*upright.size, size, view.crop))
+    return np.asarray(ImageOps.mirror(seen) if view.flip else seen)
 
 
-def _box(width: int, height: int, crop: int) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a crop: the middle for 0, else a slightly smaller square that its number decides."""
-    side, x, y = min(width, height), 0.5, 0.5
+def _box(width: int, height: int, size: tuple[int, int], crop: int) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a crop of size's shape: the middle for 0, else a smaller one by its number."""
+    scale, x, y = min(width / size[0], height / size[1]), 0.5, 0.5
     if crop:
         share, x, y = rng(CROP, crop).random(3)
-        side *= SMALLEST_CROP + (1 - SMALLEST_CROP) * share
-    left, top = (width - side) * x, (height - side) * y
-    return left, top, left + side, top + side
+        scale *= SMALLEST_CROP + (1 - SMALLEST_CROP) * share
+    across, down = scale * size[0], scale * size[1]
+    left, top = (width - across) * x, (height - down) * y
+    return left, top, left + across, top + down
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -32,26 +32,40 @@ class Denoiser:
     autocast: Callable[[], AbstractContextManager]
     before: Callable[[], None]
 
-    def errors(self, draws: Sequence[Draw], step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
+    def errors(self, draws: Sequence[Draw], step: int, t: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Squared errors, differentiable in the LoRA.
 
         Args:
             step: with each draw's position it decides noise and timestep.
             t: [n] timesteps to use instead.
-        Returns: (errors [n] fp32 summed over elements, timesteps [n] int64, elements of one sample).
+        Returns: (errors [n] fp32 summed over elements, timesteps [n] int64, elements [n] of each sample).
         """
-        self.before()
-        latents = torch.stack([self.encoded.latents(d.sample.path, d.view) for d in draws])
-        text = torch.stack([self.encoded.text(d.caption) for d in draws]).to(self.device)
-        random = [noise_and_t(self.seed, step, d.position, latents.shape[1:], len(self.signal)) for d in draws]
-        noise = torch.from_numpy(np.stack([r[0] for r in random]))
+        latents = [self.encoded.latents(d.sample.path, d.view) for d in draws]
+        random = [
+            noise_and_t(self.seed, step, d.position, tuple(x.shape), len(self.signal))
+            for d, x in zip(draws, latents, strict=True)
+        ]
         t = torch.tensor([r[1] for r in random]) if t is None else t
+        found: list[Tensor] = [None] * len(draws)
+        for shape in dict.fromkeys(x.shape for x in latents):  # images of one shape go through the U-Net together
+            alike = [i for i, x in enumerate(latents) if x.shape == shape]
+            clean = torch.stack([latents[i] for i in alike])
+            noise = torch.from_numpy(np.stack([random[i][0] for i in alike]))
+            errors = self._errors(clean, noise, t[alike], [draws[i].caption for i in alike])
+            for i, error in zip(alike, errors, strict=True):
+                found[i] = error
+        elements = torch.tensor([x.numel() for x in latents], device=self.device)
+        return torch.stack(found), t.to(self.device), elements
+
+    def _errors(self, latents: Tensor, noise: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
+        """[n] errors of samples of one shape."""
+        self.before()
+        text = torch.stack([self.encoded.text(caption) for caption in captions]).to(self.device)
         noisy = add_noise(latents, noise, t, self.signal).to(self.device)
         wanted = target(latents, noise, t, self.signal, self.prediction_type).to(self.device)
-        dtype = self.dtype
         with self.autocast():
-            found = self.unet(noisy.to(dtype), t.to(self.device), text.to(dtype)).sample
-        return per_sample_error(found, wanted), t.to(self.device), latents[0].numel()
+            found = self.unet(noisy.to(self.dtype), t.to(self.device), text.to(self.dtype)).sample
+        return per_sample_error(found, wanted)
 
 
 @torch.no_grad()
@@ -70,7 +84,7 @@ def calibrate(denoiser: Denoiser, pile: Sequence[Sample], *, samples_per_bin: in
     for i in range(0, len(draws), micro_batch):
         part = slice(i, i + micro_batch)
         errors, _, elements = denoiser.errors(draws[part], CALIBRATION_STEP, t[part])
-        found.append(errors.cpu() / elements)
+        found.append((errors / elements).cpu())
     return torch.cat(found).view(BINS, samples_per_bin).mean(1)
 
 
@@ -87,7 +101,7 @@ class Scale:
     base_error: Tensor | None = None  # [20]
     timesteps: int = 1000
 
-    def losses(self, errors: Tensor, t: Tensor, elements: int) -> Tensor:
+    def losses(self, errors: Tensor, t: Tensor, elements: Tensor) -> Tensor:
         if self.mode == "plain":
             return errors / elements
         if self.mode == "fixed":

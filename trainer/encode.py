@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import model
-from .dataset import Sample, View, read_image
+from .dataset import Sample, View, read_image, training_size
 from .errors import UserError
 from .files import replacing, sha256
 from .model import Base
@@ -55,7 +56,7 @@ class Encoded:
     text_keys: dict[str, str]
 
     def latents(self, path: Path, view: View) -> Tensor:
-        """[4, resolution / 8, resolution / 8] fp32, scaled as the U-Net wants them."""
+        """[4, height / 8, width / 8] fp32, scaled as the U-Net wants them."""
         return self.store.get(self.latent_keys[path, view])
 
     def text(self, caption: str) -> Tensor:
@@ -69,6 +70,7 @@ def encode(
     *,
     base: Base,
     resolution: int,
+    bucket: bool,
     views: Sequence[View],
     folder: Path,
     clip_skip: int,
@@ -79,6 +81,7 @@ def encode(
     """Encode what the folder does not hold yet.
 
     Args:
+        resolution, bucket: see dataset.training_size.
         views: the versions of each image that draws may ask for.
         clip_skip: which of the text encoder's layers is read.
         folder: where tensors are kept, by the hash of image, model, size and format.
@@ -90,12 +93,13 @@ def encode(
     store = Store(folder)
     latent_keys, files = {}, {sample.path: None for sample in samples}
     vae_hash = model.part_hash(base, "vae")
-    for path in files:
+    sizes = {path: training_size(path, resolution, bucket=bucket) for path in files}
+    for path, size in sizes.items():
         content = sha256(path)
         for view in views:
-            latent_keys[path, view] = _key("latent", content, vae_hash, resolution, view)
+            latent_keys[path, view] = _key("latent", content, vae_hash, size, view)
     for wanted in _shares(ranks, store, {key: item for item, key in latent_keys.items()}):
-        _encode_images(wanted, store, base=base, resolution=resolution, device=device, progress=progress)
+        _encode_images(wanted, sizes, store, base=base, device=device, progress=progress)
     text_hash = model.part_hash(base, "text_encoder")
     text_keys = {caption: _key("text", caption, text_hash, clip_skip) for caption in captions}
     for wanted in _shares(ranks, store, {key: caption for caption, key in text_keys.items()}):
@@ -120,13 +124,14 @@ def _key(*parts: object) -> str:
 
 @torch.no_grad()
 def _encode_images(
-    wanted: dict, store: Store, *, base: Base, resolution: int, device: torch.device, progress: Progress
+    wanted: dict, sizes: dict, store: Store, *, base: Base, device: torch.device, progress: Progress
 ) -> None:
     vae = model.load_vae(base, torch.float32).to(device)
     done = 0
-    for batch in _chunks(list(wanted.items()), max(1, PIXELS_AT_ONCE // resolution**2)):
+    by_size = sorted(wanted.items(), key=lambda entry: sizes[entry[1][0]])
+    for batch in _alike(by_size, lambda entry: sizes[entry[1][0]]):
         progress("images", done, len(wanted))
-        pixels = np.stack([read_image(path, resolution, view) for _, (path, view) in batch])
+        pixels = np.stack([read_image(path, sizes[path], view) for _, (path, view) in batch])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device, torch.float32) / 127.5 - 1
         latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
         for (key, (path, _)), value in zip(batch, latents.cpu(), strict=True):
@@ -167,8 +172,12 @@ def text_states(tokenizer: Any, encoder: torch.nn.Module, captions: Sequence[str
     return norm(found.hidden_states[-clip_skip]).float()
 
 
-def _chunks(items: list, size: int) -> Iterator[list]:
-    return (items[i : i + size] for i in range(0, len(items), size))
+def _alike(items: list, size_of: Callable[[Any], tuple[int, int]]) -> Iterator[list]:
+    """Runs of items of one size, as many at once as PIXELS_AT_ONCE allows. Args: items: sorted by size."""
+    for (width, height), group in itertools.groupby(items, size_of):
+        same = list(group)
+        count = max(1, PIXELS_AT_ONCE // (width * height))
+        yield from (same[i : i + count] for i in range(0, len(same), count))
 
 
 def _free() -> None:

@@ -61,6 +61,8 @@ class RunDir:
         """
         from safetensors.torch import save_file
 
+        for torn in self._state.glob(".step*"):  # left by a kill; nobody else writes here
+            torn.unlink()
         tensors: dict[str, Tensor] = {}
         values = json.dumps(_part(state, "", tensors))
         with replacing(self._state / f"step{step:08d}.safetensors") as temporary:

@@ -124,6 +124,7 @@ def _load(
         {"", *(s.caption for s in samples if s.caption)},
         base=base,
         resolution=config.resolution,
+        bucket=config.bucket,
         views=views(flip=config.flip, crops=config.crops),
         folder=run_dir.cache,
         clip_skip=config.clip_skip,

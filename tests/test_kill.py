@@ -1,0 +1,80 @@
+"""SIGKILL at any moment: the last whole state resumes, and the LoRA ends with the same bits."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+ROOT = Path(__file__).parents[1]
+STEPS = 14
+
+# Runs the trainer with a save that says when it has written but not yet renamed, and stays there for a while.
+SLOW_SAVE = """
+import contextlib, sys, time
+from trainer import run_dir
+from trainer.__main__ import main
+genuine = run_dir.replacing
+@contextlib.contextmanager
+def replacing(target, **more):
+    with genuine(target, **more) as temporary:
+        yield temporary
+        if target.name.startswith("step"):
+            print('{"event": "saving"}', flush=True)
+            time.sleep(0.3)
+run_dir.replacing = replacing
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW_SAVE, *map(str, arguments), "--events", "jsonl"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_at(process, event, number):
+    """Kill at the number-th such event, at once. Returns: the last finished step."""
+    last = 0
+    for line in process.stdout:
+        found = json.loads(line)
+        last = found.get("step", last) if found["event"] == "step" else last
+        number -= found["event"] == event
+        if number == 0:
+            process.kill()
+            break
+    process.communicate(timeout=60)
+    return last
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_killed_runs_resume_to_the_same_bits(trainer, digit_folders, tmp_path):
+    data = ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"], "--base", "builtin"]
+    data += ["--prompt", "x", "--resolution", 64, "--steps", STEPS, "--batch-unlabeled", 2, "--batch-sensitive", 2]
+    data += ["--calibration-samples", 1, "--rank", 2, "--images", 0, "--save-state-every", 1]
+    whole = trainer(*data, "--output-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    here = tmp_path / "killed"
+    resume = ["--resume", "--name", "pu-lora", "--output-dir", here]
+    chance = random.Random(5)
+    reached = [kill_at(start(*data, "--output-dir", here), "step", 2)]
+    # a resumed run takes again what was not saved; five kills inside a save, two right after a step
+    for event in chance.sample(["saving"] * 5 + ["step"] * 2, 7):
+        assert list((here / "pu-lora" / "state").glob("step*.safetensors"))
+        reached.append(kill_at(start(*resume), event, chance.choice([1, 2])))
+    assert reached[-1] < STEPS
+    done = trainer(*resume)
+    assert done.returncode == 0, done.stderr
+    one, two = (safetensors.torch.load_file(d / "pu-lora.safetensors") for d in (tmp_path / "whole", here))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    events = [json.loads(line) for line in (here / "pu-lora" / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, STEPS + 1))

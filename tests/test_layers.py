@@ -33,6 +33,7 @@ ALLOWED = {
     "switches": {"frozen", "lora"},
     "plan": {"builtin", "command_line", "config", "diffusion", "frozen", "lora", "memory", "model", "switches"},
     "merge": {"checkpoint", "model"},
+    "bench": {"dataset", "denoise", "diffusion", "draws", "gradient", "lora", "memory", "plan", "pu_loss", "switches"},
     "loop": {
         "switches",
         "ranks",
@@ -67,6 +68,7 @@ ALLOWED = {
     "report": {"config", "evaluate", "run_dir", "train"},
     "console": {"run_dir"},
     "__main__": {
+        "bench",
         "builtin",
         "command_line",
         "config",

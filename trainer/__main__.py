@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import sample
 
             return sample.main(argv[1:])
+        if argv and argv[0] == "bench":
+            from . import bench
+
+            return bench.main(argv[1:])
         if argv and argv[0] == "plan":
             parse(argv[1:], CONFIG, needs_images=False)  # before the slow import
             from . import plan

@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m trainer",
         description="Teach Stable Diffusion 1.x what not to generate, from unlabeled and sensitive images. "
         "Without options: real handwritten digits on a built-in miniature model.",
-        epilog="other commands: python -m trainer sample --help; python -m trainer plan, with these options",
+        epilog="other commands: sample --help, plan (with these options), bench --help",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

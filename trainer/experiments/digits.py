@@ -157,10 +157,8 @@ def table(root: Path) -> str:
     same = {f["setting"] for f in found if "same_as" in f}
     for size in SIZES:
         lines += [f"\n{size[0]} unlabeled, {size[1]} sensitive images:\n"]
-        lines += [
-            "| objective, temperature | non-sensitive rate (lowest) | Fréchet distance (highest) | rarest even digit | seeds |"
-        ]
-        lines += ["|---|---|---|---|---|"]
+        heads = ("objective, temperature", "non-sensitive rate (lowest)", "Fréchet distance (highest)")
+        lines += ["| " + " | ".join((*heads, "rarest even digit", "seeds")) + " |", "|---|---|---|---|---|"]
         rows = [f for f in found if f["size"] in (None, list(size))]
         for name in sorted({f["setting"] for f in rows}, key=order.index):
             group = [f for f in rows if f["setting"] == name]

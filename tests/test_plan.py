@@ -8,7 +8,8 @@ from random_checkpoint import FULL, SMALL, shapes
 
 from trainer import checkpoint, lora, plan, switches
 from trainer.diffusion import per_sample_error
-from trainer.plan import Shape, Wanted
+from trainer.estimate import Shape, predict
+from trainer.plan import Wanted
 from trainer.switches import Switches
 
 SD15 = Shape(checkpoint.part_config(shapes(FULL), "unet"), 16, "adamw8bit", 512, 512)
@@ -42,7 +43,7 @@ def measured_mib(shape, found):
 @pytest.mark.parametrize("found", [Switches("fp32", "fp32"), Switches("fp32", "fp32", checkpointing=99)], ids=str)
 def test_estimate_agrees_with_the_profiler(found):
     """Activations within a tenth, on the small variant of the architecture."""
-    assert plan.predict(MINI, found).activations == pytest.approx(measured_mib(MINI, found), rel=0.1)
+    assert predict(MINI, found).activations == pytest.approx(measured_mib(MINI, found), rel=0.1)
 
 
 @pytest.mark.slow
@@ -51,11 +52,11 @@ def test_estimate_agrees_with_the_profiler(found):
 def test_estimate_agrees_with_the_profiler_at_full_shape(px, checkpointing):
     shape = Shape(SD15.unet, 16, "adamw", px, px)
     found = Switches("fp32", "fp32", checkpointing=checkpointing)
-    assert plan.predict(shape, found).activations == pytest.approx(measured_mib(shape, found), rel=0.1)
+    assert predict(shape, found).activations == pytest.approx(measured_mib(shape, found), rel=0.1)
 
 
 def test_weights_are_counted_exactly():
-    found = plan.predict(MINI, Switches("fp16", "fp16"))
+    found = predict(MINI, Switches("fp16", "fp16"))
     numbers = sum(torch.Size(s).numel() for n, s in shapes(SMALL).items() if n.startswith("model."))
     assert found.weights == pytest.approx(2 * numbers / 2**20, rel=1e-3)
 
@@ -65,9 +66,9 @@ def test_targets_at_512_px():
     lowvram, _ = plan.choose(SD15, Wanted(16), "fp16", 2.4 * 1024)
     assert (lowvram.micro_batch, lowvram.weights, lowvram.offload) == (1, "fp16", 0)
     assert lowvram.checkpointing > 0
-    assert plan.predict(SD15, lowvram).total <= 2.4 * 1024
-    assert plan.predict(SD15, Switches("fp16", "fp8", checkpointing=99)).total <= 1.6 * 1024
-    assert plan.predict(SD15, Switches("fp16", "fp8", checkpointing=99, offload=99)).total <= 1.0 * 1024
+    assert predict(SD15, lowvram).total <= 2.4 * 1024
+    assert predict(SD15, Switches("fp16", "fp8", checkpointing=99)).total <= 1.6 * 1024
+    assert predict(SD15, Switches("fp16", "fp8", checkpointing=99, offload=99)).total <= 1.0 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,8 @@ def chosen():
 
 
 def test_smaller_budgets_get_more_frugal_switches(chosen):
-    most = plan.predict(MINI, Switches("fp16", "fp16", micro_batch=4)).total
-    least = plan.predict(MINI, Switches("fp16", "fp8", checkpointing=99, offload=99)).total
+    most = predict(MINI, Switches("fp16", "fp16", micro_batch=4)).total
+    least = predict(MINI, Switches("fp16", "fp8", checkpointing=99, offload=99)).total
     seen = []
     for i in range(9):
         budget = most - (most - least) * i / 8
@@ -100,10 +101,10 @@ def test_what_is_fixed_stays(chosen):
 
 def test_checkpointing_stops_where_it_fits(chosen):
     """Recomputation is spent only where memory forces it: one unit less would not fit."""
-    without = plan.predict(MINI, Switches("fp16", "fp16")).total
-    whole = plan.predict(MINI, Switches("fp16", "fp16", checkpointing=99)).total
+    without = predict(MINI, Switches("fp16", "fp16")).total
+    whole = predict(MINI, Switches("fp16", "fp16", checkpointing=99)).total
     budget = (without + whole) / 2
     found, estimate = chosen(budget, micro_batch=1)
     assert found.checkpointing >= 1
     less = Switches("fp16", "fp16", checkpointing=found.checkpointing - 1)
-    assert estimate.total <= budget < plan.predict(MINI, less).total
+    assert estimate.total <= budget < predict(MINI, less).total

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import gradient, lora, memory, plan, pu_loss, switches
+from . import estimate, gradient, lora, memory, pu_loss, switches
 from .dataset import Sample, View
 from .denoise import Denoiser, Scale
 from .diffusion import add_noise, alphas_cumprod, per_sample_error
@@ -269,15 +269,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _line(name: str, work: Work, found: Switches, repeat: int) -> None:
-    shape = plan.Shape(work.unet, work.rank, "adamw", work.px, work.px)
-    predicted = plan.predict(shape, found).total
+    shape = estimate.Shape(work.unet, work.rank, "adamw", work.px, work.px)
+    predicted = estimate.predict(shape, found).total
     step = ours(work, found)
     step()
     steps = [step() for _ in range(repeat)]
     middle = {k: statistics.median(s.seconds[k] for s in steps) for k in steps[0].seconds}
     total = statistics.median(s.total for s in steps)
     measured = peak_mib(step, work.device)
-    shown = "-" if measured is None else f"{measured + plan.CONTEXT_MIB:.0f}"
+    shown = "-" if measured is None else f"{measured + estimate.CONTEXT_MIB:.0f}"
     print(
         f"{name:<12}{total:9.2f}{middle['forward']:9.2f}{middle['backward']:9.2f}{middle['optimizer']:10.2f}"
         f"{predicted:11.0f}{shown:>10}",

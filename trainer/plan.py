@@ -1,47 +1,19 @@
-"""Will it fit? The peak memory of a run, predicted before anything is loaded, and the switches chosen to fit a card.
-
-One micro-batch goes forward and backward through the real U-Net code on fake tensors, which have shapes and no data;
-every storage is counted from its creation to its end. That takes about three seconds for Stable Diffusion 1.5.
-"""
+"""Will it fit? The memory switches of a run, chosen by prediction to fit a card; the `plan` command."""
 
 from __future__ import annotations
 
 import bisect
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-
-from . import errors, lora, memory, model, switches
+from . import errors, memory, model, switches
 from .builtin import CONFIG
 from .command_line import parse
 from .config import TrainConfig
-from .diffusion import per_sample_error
-from .frozen import FrozenLayer
+from .estimate import Estimate, Shape, build, predict
 from .model import Base
-from .switches import DTYPES, Switches
-
-MIB = 2**20
-CONTEXT_MIB = 400.0  # what CUDA itself takes of a card before the first tensor; differs a little between drivers
-# for each trained parameter; 8-bit: two bytes and block scales; prodigy: two moments, the start and its gradient sum
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "lion": 4.0, "prodigy": 16.0}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a run decides its memory beside the switches."""
-
-    unet: dict[str, Any]  # diffusers' config
-    rank: int
-    optimizer: str
-    height_px: int
-    width_px: int
+from .switches import Switches
 
 
 @dataclass(frozen=True)
@@ -54,74 +26,6 @@ class Wanted:
     weights: str = "auto"
     offload: int | str = "auto"
     attention: str = "sdpa"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Peak memory of training, MiB. The parts add up to `total`."""
-
-    weights: float  # frozen, on the card
-    lora: float  # LoRA, its two gradient buffers, optimizer states
-    activations: float  # everything else at the worst moment: kept for the backward pass, or at work
-    context: float = CONTEXT_MIB
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.lora + self.activations + self.context
-
-
-class LiveStorages(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while the mode is on, now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key: int) -> None:
-        self.now -= self._sizes.pop(key, 0)
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for value in tree_iter(out):
-            if isinstance(value, Tensor):
-                self.add(value)
-        return out
-
-
-def predict(shape: Shape, found: Switches) -> Estimate:
-    """Peak memory of one step, in its parts."""
-    unet = _build(shape, found)
-    live = LiveStorages()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for tensor in _materialise(unet):
-            live.add(tensor)
-        held = live.now
-        parameters = lora.parameters(unet)
-        with live:
-            _pass(unet, shape, found)  # the unlabeled samples' gradients wait …
-            waiting = [p.grad for p in parameters]
-            for parameter in parameters:
-                parameter.grad = None
-            _pass(unet, shape, found)  # … while those of the sensitive ones are made
-            del waiting
-    trained = sum(p.numel() for p in parameters)
-    gradients = 2 * 4 * trained
-    states = OPTIMIZER_BYTES[shape.optimizer] * trained
-    return Estimate(
-        weights=(held - 4 * trained) / MIB,
-        lora=(4 * trained + gradients + states) / MIB,
-        activations=(live.peak - held - gradients) / MIB,
-    )
 
 
 def settle(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
@@ -164,7 +68,7 @@ def choose(shape: Shape, wanted: Wanted, precision: str, budget_mib: float) -> t
 
 def _tiers(shape: Shape, wanted: Wanted, precision: str) -> Iterator[list[Switches]]:
     """Lists of switches from fast to frugal; in each list one switch moves, and memory falls from first to last."""
-    unet = _build(shape, Switches(precision, precision))
+    unet = build(shape, Switches(precision, precision))
     units, blocks = len(switches.checkpoint_units(unet)), len(switches.offload_blocks(unet))
     micro = _halves(wanted.batch) if wanted.micro_batch == "auto" else [min(int(wanted.micro_batch), wanted.batch)]
     checkpointing = _options(wanted.checkpointing, units)
@@ -190,45 +94,6 @@ def _halves(n: int) -> list[int]:
     return [n] if n == 1 else [n, *_halves((n + 1) // 2)]
 
 
-def _build(shape: Shape, found: Switches) -> nn.Module:
-    """The U-Net with LoRA and switches, without data."""
-    from diffusers import UNet2DConditionModel
-
-    meta = torch.device("meta")
-    with meta, model.quiet():
-        unet = UNet2DConditionModel.from_config(shape.unet).to(found.load_dtype).requires_grad_(False).eval()
-        lora.attach(unet, rank=shape.rank, alpha=shape.rank, seed=0)
-    # xformers knows no fake tensors; it keeps what sdpa keeps
-    switches.set_up(unet, replace(found, attention="sdpa"), device=meta, far=meta)
-    return unet
-
-
-def _materialise(unet: nn.Module) -> Iterator[Tensor]:
-    """Put fake CPU tensors in place of the meta ones. Yields: those that lie on the card."""
-    for module in unet.modules():
-        for name, old in module.named_parameters(recurse=False):
-            new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad)
-            module._parameters[name] = new
-            yield new
-        if isinstance(module, FrozenLayer):
-            kept = module.weight
-            kept.kept = torch.empty(kept.kept.shape, dtype=kept.kept.dtype)
-            if kept.scale is not None:
-                kept.scale = torch.empty(kept.scale.shape)
-            if not kept.is_far:
-                yield from (t for t in (kept.kept, kept.scale) if t is not None)
-
-
-def _pass(unet: nn.Module, shape: Shape, found: Switches) -> None:
-    """One micro-batch forward and backward, as the denoiser does it."""
-    n, dtype = found.micro_batch, DTYPES[found.precision]
-    latents = torch.empty(n, 4, shape.height_px // 8, shape.width_px // 8)
-    text = torch.empty(n, 77, shape.unet["cross_attention_dim"], dtype=dtype)
-    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        predicted = unet(latents.to(dtype), torch.zeros(n, dtype=torch.long), text).sample
-    per_sample_error(predicted, latents).sum().backward()
-
-
 def advice(config: TrainConfig, base: Base, started: Mapping[str, Any]) -> str:
     """What saves most of what is still off, after a real out-of-memory.
 
@@ -240,7 +105,7 @@ def advice(config: TrainConfig, base: Base, started: Mapping[str, Any]) -> str:
     now = now or settle(config, base, memory.choose_precision(config.precision, device), float("inf"))[0]
     shape = shape_of(config, base)
     before = predict(shape, now).total
-    unet = _build(shape, now)
+    unet = build(shape, now)
     units, blocks = len(switches.checkpoint_units(unet)), len(switches.offload_blocks(unet))
     savings = {
         "--micro-batch 1": replace(now, micro_batch=1),

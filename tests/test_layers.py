@@ -33,6 +33,7 @@ ALLOWED = {
     "switches": {"frozen", "lora"},
     "estimate": {"diffusion", "frozen", "lora", "model", "switches"},
     "plan": {"builtin", "command_line", "config", "estimate", "memory", "model", "switches"},
+    "sheet": {"dataset"},
     "merge": {"checkpoint", "model"},
     "bench": {
         "dataset",
@@ -93,6 +94,7 @@ ALLOWED = {
         "report",
         "run_dir",
         "sample",
+        "sheet",
         "train",
     },
 }

@@ -3,14 +3,22 @@
 Everything that imports torch is imported late: --help and every error about options and paths come at once.
 """
 
+import _thread
 import contextlib
 import errno
+import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+
+if not __package__:  # started by its path, as ComfyUI does: an isolated Python ignores the working directory
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "trainer"
 
 from . import errors, model
 from .builtin import CONFIG
@@ -42,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import plan
 
             return plan.main(argv[1:])
+        if argv and argv[0] == "data":
+            return data_command(parse(argv[1:], CONFIG))
         invocation = parse(argv, CONFIG)
+        if invocation.follow_parent:
+            _follow_parent()
         if invocation.dry_run:
             print(to_toml(invocation.config), end="")
             return errors.DONE
@@ -53,6 +65,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, errors.Stopped):
         print("stopped", file=sys.stderr)
         return errors.STOPPED
+
+
+def data_command(invocation: Invocation) -> int:
+    """Say what the two folders hold; with --sheet draw their first images. Returns: an exit code."""
+    from . import sheet
+
+    config, folders = invocation.config, _scan(invocation.config)
+    lines = [*found_text(config, folders), *(f"skipped {line}" for line in folders.skipped)]
+    if invocation.sheet:
+        sheet.save(folders, invocation.sheet)
+    counts = {name: len(getattr(folders, name)) for name in ("unlabeled", "sensitive", "held_out", "skipped")}
+    if invocation.events:
+        print(json.dumps({"v": 1, "event": "data", "text": "\n".join(lines), **counts}, ensure_ascii=False))
+    else:
+        print("\n".join(lines))
+    return errors.DONE
+
+
+def _follow_parent() -> None:
+    """Stop as on Ctrl-C when standard input ends: whoever started this process is gone, or wants it gone."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdin.read()
+        _thread.interrupt_main(signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_command(invocation: Invocation) -> int:
@@ -127,8 +166,15 @@ def _train(
             console.emit("warning", message=report.memorising_text(trained.rises))
         evaluation = evaluate.before_after(config, trained, run_dir, emit=console.emit, check=check)
         report.write(config, trained, evaluation, run_dir)
-    console.emit("done", lora=str(run_dir.lora), report=str(run_dir.report), **report.numbers(evaluation))
-    for line in report.summary(evaluation, run_dir):
+    summary = report.summary(evaluation, run_dir)
+    console.emit(
+        "done",
+        lora=str(run_dir.lora),
+        report=str(run_dir.report),
+        summary="\n".join(summary),
+        **report.numbers(evaluation),
+    )
+    for line in summary:
         console.say(line)
     return errors.DONE
 
@@ -191,14 +237,20 @@ def _scan(config: TrainConfig) -> Folders:
 def _tell_found(config: TrainConfig, folders: Folders, console: Console) -> None:
     for line in folders.skipped:
         console.emit("warning", message=f"skipped {line}")
+    for line in found_text(config, folders):
+        console.say(line)
+
+
+def found_text(config: TrainConfig, folders: Folders) -> list[str]:
+    """What the two folders hold, for people."""
     found = folders_of(config)
-    console.say(f"unlabeled: {len(folders.unlabeled)} images in {found['unlabeled']}")
+    lines = [f"unlabeled: {len(folders.unlabeled)} images in {found['unlabeled']}"]
     if folders.sensitive:
-        console.say(
-            f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {len(folders.held_out)} more held out"
-        )
+        held_out = f"{len(folders.held_out)} more held out"
+        lines.append(f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {held_out}")
     captions = list(dict.fromkeys(s.caption for s in folders.unlabeled))
-    console.say("captions: " + "; ".join(captions[:3]) + (f"; … ({len(captions)} in all)" if len(captions) > 3 else ""))
+    more = f"; … ({len(captions)} in all)" if len(captions) > 3 else ""
+    return [*lines, "captions: " + "; ".join(captions[:3]) + more]
 
 
 def _output(config: TrainConfig) -> str:

@@ -31,6 +31,8 @@ FLAGS = {
     "resume": "go on with the interrupted run of this --name",
     "dry-run": "print the settings and stop",
     "events": "'jsonl': one JSON line for each event on stdout, people's text on stderr",
+    "follow-parent": "end when standard input is closed: the program that started this one is gone",
+    "sheet": "with the command data: PNG of the first images",
     "lowvram": "preset for cards of 4 GB: what is fastest in 2.4 GiB",
     "medvram": "preset for cards of 6 GB: what is fastest in 4.8 GiB",
     "highvram": "preset for large cards: nothing is saved but what costs no time",
@@ -63,6 +65,8 @@ class Invocation:
     resume: bool
     dry_run: bool
     events: bool
+    follow_parent: bool
+    sheet: Path | None  # of the command `data`
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     for flag, text in FLAGS.items():
-        takes_value = {"config": "FILE", "events": "jsonl"}.get(flag)
+        takes_value = {"config": "FILE", "events": "jsonl", "sheet": "FILE"}.get(flag)
         extra = {"metavar": takes_value} if takes_value else {"action": "store_true"}
         parser.add_argument(f"--{flag}", dest="_" + flag.replace("-", "_"), help=text, **extra)
     for name, field in TrainConfig.model_fields.items():
@@ -128,7 +132,15 @@ def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = Tru
         problems += _contradictions(config, needs_images=needs_images)
     if problems:
         raise UserError("\n".join(problems))
-    return Invocation(config, is_builtin, bool(flags.get("resume")), bool(flags.get("dry_run")), "events" in flags)
+    return Invocation(
+        config,
+        is_builtin,
+        resume=bool(flags.get("resume")),
+        dry_run=bool(flags.get("dry_run")),
+        events="events" in flags,
+        follow_parent=bool(flags.get("follow_parent")),
+        sheet=Path(flags["sheet"]) if "sheet" in flags else None,
+    )
 
 
 def _read_argv(argv: Sequence[str], problems: list[str]) -> dict[str, Any]:

@@ -40,13 +40,17 @@ class TrainConfig(BaseModel):
     resolution: int = option(
         512, "side of a square; no image is trained at more pixels than it has", ge=64, le=1024, multiple_of=8
     )
-    bucket: bool = option(True, "keep the shapes of images, in steps of 64 px, without scaling up; otherwise squares")
+    bucket: bool = option(
+        True, "keep the shapes of images, in steps of 64 px, without scaling up; otherwise squares", exposed=True
+    )
     flip: bool = option(False, "mirror half of the images", exposed=True)
     crops: int = option(
         1, "versions of each image, cropped differently; more help where images are few", exposed=True, ge=1, le=64
     )
-    caption_dropout: float = option(0.05, "share of samples trained on the empty caption", ge=0, lt=1)
-    clip_skip: int = option(1, "the text encoder's layer to read, from the last: many anime models want 2", ge=1, le=12)
+    caption_dropout: float = option(0.05, "share of samples trained on the empty caption", exposed=True, ge=0, lt=1)
+    clip_skip: int = option(
+        1, "the text encoder's layer to read, from the last: many anime models want 2", exposed=True, ge=1, le=12
+    )
     skip_bad_images: bool = option(False, "skip images that cannot be read instead of refusing to start")
 
     # the objective
@@ -58,22 +62,29 @@ class TrainConfig(BaseModel):
     )
     temperature: float = option(2.0, "strength: larger unlearns harder, too large destroys", exposed=True, gt=0)
     temperature_mode: Literal["per-timestep", "fixed"] = option(
-        "per-timestep", "temperature counts in the base model's own error at each timestep, or is a plain number"
+        "per-timestep",
+        "temperature counts in the base model's own error at each timestep, or is a plain number",
+        exposed=True,
     )
     min_snr_gamma: float | None = option(
         None,
         "timesteps whose signal-to-noise ratio is above this count less; 5 is usual, none: all count the same",
+        exposed=True,
         gt=0,
     )
     calibration_samples: int = option(24, "samples for each of the 20 bins that measure the base model's error", ge=1)
     sensitive_prompt_share: float = option(
-        0.5, "extra sensitive samples under their own caption, as a share of --batch-sensitive", ge=0, le=4
+        0.5,
+        "extra sensitive samples under their own caption, as a share of --batch-sensitive",
+        exposed=True,
+        ge=0,
+        le=4,
     )
 
     # training
     steps: int = option(1000, "optimizer steps", exposed=True, ge=1)
-    batch_unlabeled: int = option(16, "unlabeled samples in one step", ge=1)
-    batch_sensitive: int = option(8, "sensitive samples in one step, under unlabeled captions", ge=1)
+    batch_unlabeled: int = option(16, "unlabeled samples in one step", exposed=True, ge=1)
+    batch_sensitive: int = option(8, "sensitive samples in one step, under unlabeled captions", exposed=True, ge=1)
     lr: float = option(1e-4, "learning rate", exposed=True, gt=0, le=1)
     warmup_steps: int = option(20, "steps over which the learning rate rises; then it falls as a cosine", ge=0)
     max_grad_norm: float = option(1.0, "longer gradients are shortened to this", gt=0)
@@ -81,7 +92,9 @@ class TrainConfig(BaseModel):
     rank: int = option(16, "LoRA rank", exposed=True, ge=1, le=256)
     alpha: float | None = option(None, "LoRA alpha; the rank if not given", gt=0)
     optimizer: Literal["adamw", "adamw8bit", "lion", "prodigy"] = option(
-        "adamw", "adamw8bit and lion need bitsandbytes; prodigy needs prodigyopt, and --lr 1: it scales that by itself"
+        "adamw",
+        "adamw8bit and lion need bitsandbytes; prodigy needs prodigyopt, and --lr 1: it scales that by itself",
+        exposed=True,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "number format of the U-Net's arithmetic")
     save_precision: Literal["fp16", "bf16", "fp32"] = option("fp16", "number format of the LoRA file")

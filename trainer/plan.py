@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -122,7 +123,8 @@ def advice(config: TrainConfig, base: Base, started: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The `plan` command: what a run with these settings will take. Returns: exit code; 3 where it does not fit."""
-    config = parse(argv, CONFIG, needs_images=False).config
+    invocation = parse(argv, CONFIG, needs_images=False)
+    config = invocation.config
     base = Base(model.find(config.base), config.vae, config.prediction_type)
     model.check(base)
     device = memory.choose_device(config.device)
@@ -131,13 +133,14 @@ def main(argv: Sequence[str]) -> int:
     precision = memory.choose_precision(config.precision, device) if is_here else _or_half(config.precision)
     budget = memory.budget_mib(device, config.vram_budget) if is_here else (config.vram_budget or 1e6) * 1024
     found, estimate = settle(config, base, precision, budget)
-    for line in table(found, estimate):
-        print(line)
+    lines, fits = table(found, estimate), estimate.total <= budget
     if is_here or config.vram_budget:
-        fits = estimate.total <= budget
-        print(f"{'fits into' if fits else 'does not fit into'} {budget / 1024:.1f} GiB")
-        return errors.DONE if fits else errors.OUT_OF_MEMORY
-    return errors.DONE
+        lines.append(f"{'fits into' if fits else 'does not fit into'} {budget / 1024:.1f} GiB")
+    if invocation.events:
+        print(json.dumps({"v": 1, "event": "plan", "fits": fits, "lines": lines}))
+        return errors.DONE  # the answer is the event; a node shows it either way
+    print("\n".join(lines))
+    return errors.DONE if fits else errors.OUT_OF_MEMORY
 
 
 def _or_half(precision: str) -> str:

@@ -1,0 +1,116 @@
+"""ComfyUI's folders, pictures and progress, in the few forms that the nodes need. Imported when a node runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+DEMO = "[built-in digits demo]"
+PREVIEW_PX = 512
+
+
+def output_root() -> Path:
+    """Where runs are kept, below ComfyUI's output folder."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory()) / "pu_unlearn"
+
+
+def lora_folder() -> Path:
+    """A folder that LoraLoader lists."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory()) / "loras"
+
+
+def input_folders() -> list[str]:
+    import folder_paths
+
+    return sorted(folder_paths.get_input_subfolders())
+
+
+def input_folder(name: str) -> Path:
+    """A subfolder of ComfyUI's input folder. Raises: ValueError for anything else, whatever it is spelt like.
+
+    A workflow, and so any web page that can reach the server, may send any text here.
+    """
+    import folder_paths
+
+    root = Path(folder_paths.get_input_directory()).resolve()
+    found = (root / name).resolve()
+    if name not in input_folders() or root not in found.parents or not found.is_dir():
+        raise ValueError(f"{name!r} is no subfolder of ComfyUI's input folder ({root})")
+    return found
+
+
+def checkpoint(name: str) -> Path | None:
+    """The file of a checkpoint from ComfyUI's list; None for the built-in demo. Raises: if it is not in the list."""
+    if name == DEMO:
+        return None
+    import folder_paths
+
+    if name not in folder_paths.get_filename_list("checkpoints"):
+        raise ValueError(f"{name!r} is not in the list of checkpoints")
+    return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
+
+
+def safe_name(name: str) -> str:
+    """A file name without any folder. Raises: ValueError if nothing usable is left."""
+    found = Path(name.replace("\\", "/")).name.strip()
+    if found != name.strip() or found in ("", ".", ".."):
+        raise ValueError(f"name: {name!r} must be a plain name, without folders")
+    return found
+
+
+def image(picture: Image.Image) -> torch.Tensor:
+    """[1, height, width, 3] in 0..1, as ComfyUI passes pictures around."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)[None]
+
+
+def opened(path: str | Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def picture(tensor: torch.Tensor) -> Image.Image:
+    """One picture [height, width, 3] in 0..1 of ComfyUI's as an image."""
+    return Image.fromarray((tensor.clamp(0, 1) * 255).round().byte().cpu().numpy())
+
+
+def check() -> None:
+    """Raises ComfyUI's own exception once the user has cancelled."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def make_room() -> None:
+    """Take ComfyUI's models off the card: the trainer is a process of its own and needs it."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+class Progress:
+    """Bar and preview of the running node. Calls raise once the user has cancelled."""
+
+    def __init__(self, total: int) -> None:
+        import comfy.utils
+
+        self.total = total
+        self._bar = comfy.utils.ProgressBar(total)
+
+    def show(self, done: int, panel: Image.Image | None = None) -> None:
+        preview = None if panel is None else ("JPEG", panel, PREVIEW_PX)
+        self._bar.update_absolute(done, self.total, preview)
+
+
+def load_lora(path: str | Path) -> dict[str, Any]:
+    import comfy.utils
+
+    return comfy.utils.load_torch_file(str(path), safe_load=True)

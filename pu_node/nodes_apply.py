@@ -1,0 +1,132 @@
+"""PU Apply LoRA and PU Compare: the result in ComfyUI's own pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import panel
+
+CATEGORY = "PU Unlearn"
+FROM_INPUT = "[from input]"
+WIDTH_KEY = "attn2_to_k.lora_down.weight"  # its second dimension is the width of the text states
+
+
+class PUApplyLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        import folder_paths
+
+        return io.Schema(
+            node_id="PUApplyLoRA",
+            display_name="PU Apply LoRA",
+            category=CATEGORY,
+            description="Puts a LoRA from PU Unlearn, or one from the list, on a model.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.LoraModel.Input("lora", optional=True, tooltip="From PU Unlearn."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[FROM_INPUT, *folder_paths.get_filename_list("loras")],
+                    default=FROM_INPUT,
+                    tooltip="A file from the list, instead of the input.",
+                ),
+                io.Float.Input("strength", default=1.0, min=-2.0, max=4.0, step=0.05, tooltip="1: as it was trained."),
+            ],
+            outputs=[io.Model.Output("model_out", "model"), io.Clip.Output("clip_out", "clip")],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, lora_name, strength, lora=None) -> io.NodeOutput:
+        import comfy.sd
+
+        weights = _weights(lora, lora_name)
+        _check_fit(model, weights)
+        return io.NodeOutput(*comfy.sd.load_lora_for_models(model, clip, weights, strength, strength))
+
+
+def _weights(lora: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    if name != FROM_INPUT:
+        import folder_paths
+
+        from . import host
+
+        if name not in folder_paths.get_filename_list("loras"):
+            raise ValueError(f"lora_name: {name!r} is not in the list of LoRAs")
+        return host.load_lora(folder_paths.get_full_path_or_raise("loras", name))
+    if lora is None:
+        raise ValueError("lora: connect PU Unlearn, or choose a file as lora_name")
+    return lora
+
+
+def _check_fit(model: Any, weights: dict[str, Any]) -> None:
+    """Raises: ValueError where the LoRA was trained on a model of another width, as the built-in miniature is."""
+    widths = {int(value.shape[1]) for name, value in weights.items() if name.endswith(WIDTH_KEY)}
+    wanted = model.model.model_config.unet_config.get("context_dim")
+    if widths and wanted and widths != {wanted}:
+        raise ValueError(
+            f"this LoRA was trained on a model with text width {widths.pop()}, this one has {wanted}. "
+            "(The LoRA of the built-in digits demo fits no ComfyUI model: its pictures come from PU Unlearn.)"
+        )
+
+
+class PUCompare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        import comfy.samplers
+
+        return io.Schema(
+            node_id="PUCompare",
+            display_name="PU Compare",
+            category=CATEGORY,
+            description="The same seeds from two models, side by side.",
+            inputs=[
+                io.Model.Input("before"),
+                io.Model.Input("after"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                io.String.Input("prompt", default="a photo", multiline=True, tooltip="For both models."),
+                io.Int.Input("first_seed", default=0, min=0, max=2**32 - 1, tooltip="The first seed."),
+                io.Int.Input("count", default=4, min=1, max=16, tooltip="How many seeds, one after the other."),
+                io.Int.Input("width", default=512, min=64, max=1024, step=8, tooltip="Pixels."),
+                io.Int.Input("height", default=512, min=64, max=1024, step=8, tooltip="Pixels."),
+                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampler steps."),
+                io.Float.Input("cfg", default=7.0, min=1.0, max=30.0, step=0.1, tooltip="Guidance scale."),
+                io.Combo.Input(
+                    "sampler", options=comfy.samplers.KSampler.SAMPLERS, default="euler", tooltip="Sampler."
+                ),
+                io.Combo.Input(
+                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="normal", tooltip="Noise levels."
+                ),
+            ],
+            outputs=[io.Image.Output("grid", tooltip="A row for each seed: before, after.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, before, after, clip, vae, prompt, first_seed, count, width, height, steps, cfg, sampler, scheduler
+    ) -> io.NodeOutput:
+        from . import host
+
+        def made(model: Any, seed: int) -> Any:
+            return host.picture(_sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler))
+
+        seeds = range(first_seed, first_seed + count)
+        rows = [
+            panel.side_by_side([(f"seed {seed}: before", made(before, seed)), ("after", made(after, seed))])
+            for seed in seeds
+        ]
+        return io.NodeOutput(host.image(panel.stacked(rows)))
+
+
+def _sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler) -> Any:
+    """One picture [height, width, 3] in 0..1 by ComfyUI's own sampler."""
+    import nodes
+    import torch
+
+    conditions = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")]
+    latent = {"samples": torch.zeros(1, 4, height // 8, width // 8)}
+    (found,) = nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, *conditions, latent)
+    return vae.decode(found["samples"])[0]

@@ -1,0 +1,34 @@
+"""A contact sheet of the two folders: what the trainer will see of their first images."""
+
+import math
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .dataset import Folders, Sample, read_image
+from .files import replacing
+
+TILE_PX, COLUMNS, ROWS, BAR_PX = 96, 8, 3, 26
+
+
+def save(folders: Folders, target: Path) -> None:
+    """Write a PNG: up to 24 unlabeled, then up to 24 sensitive images."""
+    piles = {"unlabeled": folders.unlabeled, "sensitive": [*folders.sensitive, *folders.held_out]}
+    parts = [_part(f"{name}: {len(pile)} images", pile) for name, pile in piles.items() if pile]
+    sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
+    y = 0
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height
+    with replacing(target) as temporary:
+        sheet.save(temporary)
+
+
+def _part(label: str, pile: list[Sample]) -> Image.Image:
+    shown = pile[: COLUMNS * ROWS]
+    image = Image.new("RGB", (COLUMNS * TILE_PX, BAR_PX + TILE_PX * math.ceil(len(shown) / COLUMNS)), "white")
+    ImageDraw.Draw(image).text((4, 4), label, fill="black", font=ImageFont.load_default(16))
+    for i, sample in enumerate(shown):
+        tile = Image.fromarray(read_image(sample.path, (TILE_PX - 4, TILE_PX - 4)))
+        image.paste(tile, (i % COLUMNS * TILE_PX + 2, BAR_PX + i // COLUMNS * TILE_PX + 2))
+    return image

@@ -176,7 +176,7 @@ CASES = {
     "data": Case("both", weights, {"unlabeled": None, "sensitive": None, "data": "other"}),
     "prompt": Case("the digit four", weights),
     "sensitive_prompt": Case("the digit three", weights),
-    "resolution": Case(80, weights),
+    "resolution": Case(128, weights, {"unlabeled": "wide", "sensitive": "wide"}),
     "bucket": Case(False, weights, {"resolution": 128, "unlabeled": "wide", "sensitive": "wide"}),
     "flip": Case(True, weights),
     "crops": Case(4, weights),
@@ -213,7 +213,7 @@ CASES = {
     "seed": Case(5, weights),
     "name": Case("y", files),
     "output_dir": Case("elsewhere", where),
-    "save_state_every": Case(1, checkpoints, {"steps": 20}),
+    "save_state_every": Case(3, checkpoints, {"steps": 4}),
     "keep_states": Case(2, states),
     "keep_cache": Case(True, cached),
     "logging_dir": Case("logs", files_of_any_kind),
@@ -275,6 +275,8 @@ def outcome_of(piles, tmp_path_factory):
             for name, value in settings.items():
                 if value is None or name == "output_dir":
                     continue
+                if name == "logging_dir":
+                    value = folder / value
                 option = "--" + name.replace("_", "-")
                 if isinstance(value, bool):
                     arguments.append(option if value else option.replace("--", "--no-", 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 SCHEMA = Path(__file__).resolve().parents[1] / "trainer" / "schema.json"
 
 
+@functools.lru_cache(maxsize=1)
 def fields() -> dict[str, dict[str, Any]]:
     """The exposed settings: name -> JSON schema."""
     return json.loads(SCHEMA.read_text(encoding="utf-8"))["fields"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ def input_folders() -> list[str]:
     import folder_paths
 
     return sorted(folder_paths.get_input_subfolders())
+
+
+def refusal(look: Callable[[], object]) -> bool | str:
+    """What a node's validate_inputs answers: True, or why the value is refused."""
+    try:
+        look()
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def input_folder(name: str) -> Path:

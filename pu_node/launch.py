@@ -22,7 +22,7 @@ from typing import Any
 TRAINER = Path(__file__).resolve().parents[1] / "trainer" / "__main__.py"
 PYTHON_VARIABLE = "PU_UNLEARN_PYTHON"
 POLL_S = 0.25
-GRACE_S = 1.5  # from asking the child to stop to killing it: a cancelled node must be quick
+GRACE_S = 1.0  # from asking the child to stop to killing it: a cancelled node must be quick
 TAIL_LINES = 30
 
 Event = dict[str, Any]

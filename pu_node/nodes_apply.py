@@ -39,6 +39,13 @@ class PUApplyLoRA(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, lora_name) -> bool | str:
+        import folder_paths
+
+        is_known = lora_name in (FROM_INPUT, *folder_paths.get_filename_list("loras"))
+        return is_known or f"lora_name: {lora_name!r} is not in the list of LoRAs"
+
+    @classmethod
     def execute(cls, model, clip, lora_name, strength, lora=None) -> io.NodeOutput:
         import comfy.sd
 

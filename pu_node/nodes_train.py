@@ -57,6 +57,13 @@ class PUDataset(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, unlabeled, sensitive) -> bool | str:
+        # ComfyUI 0.3 holds no combo of a V3 node against its options
+        from . import host
+
+        return host.refusal(lambda: [host.input_folder(name) for name in (unlabeled, sensitive)])
+
+    @classmethod
     def execute(cls, unlabeled, sensitive, prompt, sensitive_prompt, resolution, skip_bad_images) -> io.NodeOutput:
         from . import host
 
@@ -104,6 +111,14 @@ def _inputs() -> list[Any]:
     ]
 
 
+def _refusal(checkpoint: str, name: str, preset: str) -> bool | str:
+    from . import host
+
+    if preset not in PRESETS:
+        return f"preset: {preset!r} is none of {', '.join(PRESETS)}"
+    return host.refusal(lambda: (host.checkpoint(checkpoint), host.safe_name(name)))
+
+
 def _settings(checkpoint, dataset, options, preset, **main: Any) -> dict[str, Any]:
     """The trainer's settings. Raises: ValueError in a sentence for people."""
     from . import host
@@ -140,6 +155,10 @@ class PUUnlearn(io.ComfyNode):
                 io.String.Output("report", tooltip="Numbers, and where the report page is."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint, name, preset) -> bool | str:
+        return _refusal(checkpoint, name, preset)
 
     @classmethod
     def execute(cls, retrain, dataset=None, options=None, **main: Any) -> io.NodeOutput:
@@ -213,6 +232,10 @@ class PUPlan(io.ComfyNode):
                 io.Image.Output("table", tooltip="The same as a picture."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint, name, preset) -> bool | str:
+        return _refusal(checkpoint, name, preset)
 
     @classmethod
     def execute(cls, dataset=None, options=None, **main: Any) -> io.NodeOutput:

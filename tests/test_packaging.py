@@ -1,0 +1,110 @@
+"""What hosts demand: the entry, install.py, requirements.txt that change nothing which is installed, the templates."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from make_workflows import NODES, WORKFLOWS, files
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+# What hosts have beside torch; their own environments were looked at, not guessed.
+HOSTS = {
+    "transformers 4": ["transformers==4.57.1", "huggingface_hub==0.36.0"],
+    "transformers 5": ["transformers>=5.6", "huggingface_hub>=1"],
+    "newest diffusers": ["transformers>=5.6", "diffusers>=0.42"],
+}
+
+
+def test_importing_the_entry_does_nothing():
+    code = (
+        "import sys, importlib.util as u; s = u.spec_from_file_location('pack', sys.argv[1]);"
+        "m = u.module_from_spec(s); before = set(sys.modules); s.loader.exec_module(m);"
+        "print(sorted(set(sys.modules) - before), m.WEB_DIRECTORY)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT / "__init__.py")], capture_output=True, text=True)
+    assert done.stdout.split() == ["[]", "./pu_node/web"], done.stderr
+
+
+def test_every_node_has_a_literal_id_and_a_help_page():
+    """The Manager finds nodes by a scan of the text; the page shows docs/<id>.md."""
+    text = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "pu_node").glob("nodes_*.py"))
+    for name in (n for n in NODES if n.startswith("PU")):
+        assert f'node_id="{name}"' in text
+        assert len((ROOT / "pu_node" / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")) > 100
+
+
+def test_install_explains_and_succeeds(capsys, monkeypatch):
+    module = runpy.run_path(str(ROOT / "install.py"))
+    assert module["numbers"]("2.14.1+cu130") == (2, 14, 1)
+    assert module["numbers"]("0.3.0.dev1") == (0, 3, 0, 1)
+    monkeypatch.setitem(module["NEEDED"], "a-package-that-is-not", "1")
+    monkeypatch.setitem(module["NEEDED"], "pip", "9999")
+    module["main"]()
+    said = capsys.readouterr().out
+    assert "a-package-that-is-not is missing" in said
+    assert "is too old (needed: 9999 or newer)" in said
+    assert "PU_UNLEARN_PYTHON" in said
+    done = subprocess.run([sys.executable, str(ROOT / "install.py")], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0
+    assert all(line.startswith(("PU Unlearn:", "  ")) for line in done.stdout.splitlines())
+
+
+def test_requirements_name_neither_torch_nor_diffusers():
+    names = [
+        line.split(">=")[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1] not in "# "
+    ]
+    assert not {"torch", "torchvision", "diffusers", "transformers", "huggingface_hub"} & set(names)
+    assert len(names) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", HOSTS)
+def test_requirements_change_nothing_in_a_host(host, tmp_path):
+    """Line by line, as ComfyUI-Manager installs them: only additions."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "v"], check=True)
+    pip = [tmp_path / "v" / "bin" / "python", "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "torch==2.13.0", *HOSTS[host]], check=True)
+    listed = subprocess.run([*pip[:3], "list", "--format", "json"], check=True, capture_output=True, text=True)
+    have = {p["name"].lower().replace("_", "-"): p["version"] for p in json.loads(listed.stdout)}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line[:1] in "#":
+            continue
+        report = tmp_path / "report.json"
+        subprocess.run([*pip, "install", "--dry-run", "--report", report, line], check=True)
+        for item in json.loads(report.read_text())["install"]:
+            name = item["metadata"]["name"].lower().replace("_", "-")
+            assert name not in have, f"{line}: {name} {have[name]} would become {item['metadata']['version']}"
+
+
+def test_templates_are_what_their_script_writes():
+    for path, text in files().items():
+        assert path.read_text(encoding="utf-8") == text, "make them again: python tests/make_workflows.py"
+    assert {p.stem for p in (ROOT / "workflows").glob("*.json")} == set(WORKFLOWS)
+
+
+def test_templates_have_thumbnails():
+    for path in (ROOT / "workflows").glob("*.json"):
+        with Image.open(path.with_suffix(".jpg")) as image:
+            assert image.format == "JPEG"
+            assert min(image.size) >= 200
+
+
+def test_links_of_the_templates_fit():
+    """Both ends of every link exist, agree on its type, and each input has one link at most."""
+    for path in (ROOT / "workflows").glob("*.json"):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        nodes = {n["id"]: n for n in workflow["nodes"]}
+        for number, source, out_slot, target, in_slot, kind in workflow["links"]:
+            output, entry = nodes[source]["outputs"][out_slot], nodes[target]["inputs"][in_slot]
+            assert number in output["links"]
+            assert entry["link"] == number
+            assert output["type"] == kind
+            assert entry["type"] in (kind, "*")
+        for node in nodes.values():
+            widgets = NODES[node["type"]][0]
+            assert len(node["widgets_values"]) == len(widgets) + ("seed" in widgets)

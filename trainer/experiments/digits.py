@@ -55,12 +55,6 @@ SETTINGS = (
     Setting("nnpu, fixed 1", {"objective": "nnpu", **FIXED}, twin="pu, fixed 1"),
     Setting("nnpu, per timestep", {"objective": "nnpu"}, twin="pu, per timestep (default)"),
     Setting("pu, per timestep, own captions", {}, captioned=True, sizes=SIZES[:1]),
-    Setting(
-        "pu, per timestep, one own caption a step",
-        {"sensitive_prompt_share": 0.125},
-        captioned=True,
-        sizes=SIZES[:1],
-    ),
 )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import estimate, gradient, lora, memory, pu_loss, switches
+from . import estimate, gradient, lora, memory, model, pu_loss, switches
 from .dataset import Sample, View
 from .denoise import Denoiser, Scale
 from .diffusion import add_noise, alphas_cumprod, per_sample_error
@@ -103,7 +103,8 @@ class Work:
         from diffusers import UNet2DConditionModel
 
         torch.manual_seed(0)
-        unet = UNet2DConditionModel.from_config(self.unet).to(dtype).requires_grad_(False).eval()
+        with model.quiet():
+            unet = UNet2DConditionModel.from_config(self.unet).to(dtype).requires_grad_(False).eval()
         lora.attach(unet, rank=self.rank, alpha=self.rank, seed=0)
         return unet
 

@@ -44,6 +44,7 @@ ALLOWED = {
         "estimate",
         "lora",
         "memory",
+        "model",
         "pu_loss",
         "switches",
     },

@@ -93,8 +93,8 @@ def files(outcome: Outcome) -> Any:
     return {p.name for p in outcome.folder.rglob("*") if p.suffix in (".png", ".safetensors") and "step" not in p.stem}
 
 
-def files_of_any_kind(outcome: Outcome) -> Any:
-    return {p.name.partition(".")[0] for p in outcome.folder.rglob("*") if p.is_file()}
+def folders(outcome: Outcome) -> Any:
+    return {p.relative_to(outcome.folder).parent for p in outcome.folder.rglob("*") if p.is_file()}
 
 
 def where(outcome: Outcome) -> Any:
@@ -216,8 +216,8 @@ CASES = {
     "save_state_every": Case(3, checkpoints, {"steps": 4}),
     "keep_states": Case(2, states),
     "keep_cache": Case(True, cached),
-    "logging_dir": Case("logs", files_of_any_kind),
-    "save_merged": Case("folder", files_of_any_kind),
+    "logging_dir": Case("logs", folders),
+    "save_merged": Case("folder", folders),
     "metadata": Case("full", captions, {"sensitive_prompt": "the digit three"}),
     "images": Case(5, grid_shape, PICTURES),
     "sample_every": Case(1, sampled, PICTURES),

@@ -1,5 +1,6 @@
 """Device, precision, optimizer and micro-batch: what decides whether a run fits the card."""
 
+import contextlib
 import os
 import sys
 import warnings
@@ -129,7 +130,8 @@ def _lion(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) ->
 def _prodigy(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     import prodigyopt
 
-    return prodigyopt.Prodigy(parameters, lr=lr, weight_decay=weight_decay, safeguard_warmup=True)
+    with contextlib.redirect_stdout(sys.stderr):  # it greets, on the stream that carries events
+        return prodigyopt.Prodigy(parameters, lr=lr, weight_decay=weight_decay, safeguard_warmup=True)
 
 
 def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:

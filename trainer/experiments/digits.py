@@ -154,7 +154,6 @@ def table(root: Path) -> str:
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("*.json"))]
     order = ["(before training)", *(s.name for s in SETTINGS)]
     lines = []
-    same = {f["setting"] for f in found if "same_as" in f}
     for size in SIZES:
         lines += [f"\n{size[0]} unlabeled, {size[1]} sensitive images:\n"]
         heads = ("objective, temperature", "non-sensitive rate (lowest)", "Fréchet distance (highest)")
@@ -164,13 +163,13 @@ def table(root: Path) -> str:
             group = [f for f in rows if f["setting"] == name]
             rates = [f["rate"] for f in group]
             cells = [
-                name + (" *" if name in same else ""),
+                name + (" *" if all("same_as" in f for f in group) else ""),
                 f"{mean(rates):.3f} ({min(rates):.3f})",
                 f"{mean(f['frechet'] for f in group):.1f} ({max(f['frechet'] for f in group):.1f})",
             ]
             cells += [f"{_rarest(group):.3f}", str(len(group))]
             lines.append("| " + " | ".join(cells) + " |")
-    if same:
+    if any("same_as" in f for f in found):
         lines += ["\n\\* R was never negative, so every step was that of pu: not trained again."]
     lines += [
         "\nwith captions of their own:\n",

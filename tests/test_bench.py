@@ -5,7 +5,7 @@ import time
 import torch
 
 from trainer import bench
-from trainer.bench import SMALL, Phases, Work
+from trainer.bench_sides import SMALL, Phases, Work, ours, yardstick
 from trainer.switches import Switches
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def test_settings_print_a_line_each(capsys):
 def test_both_sides_run_the_same_samples():
     """Forward passes of either side, counted at the U-Net."""
     found = Switches("fp32", "fp32", micro_batch=2)
-    for side in (bench.ours, bench.yardstick):
+    for side in (ours, yardstick):
         sizes = []
         step = side(WORK, found)
         handle = torch.nn.modules.module.register_module_forward_hook(

@@ -8,7 +8,7 @@ import torch
 from random_checkpoint import FULL, SMALL, Shape, random_state, shapes, write
 from safetensors.torch import save_file
 
-from trainer import checkpoint, model
+from trainer import checkpoint, hub, model
 from trainer.errors import UserError
 
 
@@ -238,4 +238,4 @@ def test_a_missing_weight_is_found_when_loading(small, tmp_path):
 
 def test_hub_id_offline(monkeypatch):
     with pytest.raises(UserError, match="no path nobody/nothing here, and the hub does not give"):
-        model.find("nobody/nothing")
+        hub.find("nobody/nothing")

@@ -14,7 +14,8 @@ def test_importance_is_min_snr():
     t = torch.arange(0, 1000, 37)
     snr = compute_snr(DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear"), t)
     signal = alphas_cumprod(0.00085, 0.012, 1000)
-    torch.testing.assert_close(importance(t, signal, 5.0), snr.clamp(max=5.0) / snr)
-    assert importance(t, signal, None).tolist() == [1.0] * len(t)
-    assert importance(t, signal, 5.0)[0] < 0.02
-    assert importance(t, signal, 5.0)[-1] == 1
+    torch.testing.assert_close(importance(t, signal, 5.0, "epsilon"), snr.clamp(max=5.0) / snr)
+    torch.testing.assert_close(importance(t, signal, 5.0, "v_prediction"), snr.clamp(max=5.0) / (snr + 1))
+    assert importance(t, signal, None, "epsilon").tolist() == [1.0] * len(t)
+    assert importance(t, signal, 5.0, "epsilon")[0] < 0.02
+    assert importance(t, signal, 5.0, "epsilon")[-1] == 1

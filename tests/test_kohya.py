@@ -37,7 +37,6 @@ USED = {
     "caption_dropout_rate": (["0.1"], "caption_dropout", 0.1),
     "flip_aug": ([], "flip", True),
     "save_every_n_steps": (["40"], "save_state_every", 40),
-    "save_last_n_steps_state": (["3"], "keep_states", 3),
     "sample_every_n_steps": (["50"], "sample_every", 50),
     "config_file": None,  # below
 }

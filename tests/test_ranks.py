@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file
 from test_gradient import N_EXTRA, N_PAIRED, N_UNLABELED, Regression, accumulated, batch, importance_of, oracle
@@ -17,13 +20,27 @@ from trainer.ranks import Ranks
 ROOT = Path(__file__).parents[1]
 
 
-def launch(n, *arguments):
-    """torchrun as users call it, offline and on loopback."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(n, *arguments):
+    """As users call it, offline and on loopback."""
     words = ["-m", "torch.distributed.run", f"--nproc-per-node={n}", "--standalone", *map(str, arguments)]
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=240)
+    return [sys.executable, *words]
+
+
+def launch(n, *arguments):
+    done = subprocess.run(torchrun(n, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def settings(digit_folders):
+    """5 + 3 samples a step of the built-in model: uneven shares."""
+    data = ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"]]
+    data += ["--base", "builtin", "--prompt", "a photo of a digit", "--resolution", 64, "--device", "cpu"]
+    data += ["--batch-unlabeled", 5, "--batch-sensitive", 3, "--calibration-samples", 1, "--rank", 8]
+    return [*data, "--images", 4, "--sample-steps", 2, "--lr", "1e-3", "--save-precision", "fp32"]
 
 
 def gradients(ranks):
@@ -78,11 +95,8 @@ def test_a_lost_share_would_be_seen():
     ("optimizer", "tolerance"), [("adamw", 1e-3), pytest.param("adamw8bit", 1e-2, marks=pytest.mark.slow)]
 )
 def test_lora_after_eight_steps(trainer, digit_folders, tmp_path, optimizer, tolerance):
-    """5 + 3 samples a step: uneven shares; the built-in model on two processes against one."""
-    data = ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"]]
-    data += ["--base", "builtin", "--prompt", "a photo of a digit", "--resolution", 64, "--device", "cpu"]
-    data += ["--steps", 8, "--batch-unlabeled", 5, "--batch-sensitive", 3, "--calibration-samples", 1, "--rank", 8]
-    data += ["--images", 4, "--sample-steps", 2, "--lr", "1e-3", "--optimizer", optimizer, "--save-precision", "fp32"]
+    """The built-in model on two processes against one."""
+    data = [*settings(digit_folders), "--steps", 8, "--optimizer", optimizer]
     one = trainer(*data, "--output-dir", tmp_path / "one")
     assert one.returncode == 0, one.stderr
     two = launch(2, "-m", "trainer", *data, "--output-dir", tmp_path / "two")
@@ -94,6 +108,40 @@ def test_lora_after_eight_steps(trainer, digit_folders, tmp_path, optimizer, tol
     steps = [json.loads(line) for line in (tmp_path / "two" / "pu-lora" / "events.jsonl").read_text().splitlines()]
     assert [e["step"] for e in steps if e["event"] == "step"] == list(range(1, 9))
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["pu-lora", "pu-lora.safetensors"]
+
+
+def worker_of(launcher, rank):
+    """Process id of one worker, told by its environment."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise LookupError(rank)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+@pytest.mark.parametrize("asked", ["all, by Ctrl-C", "one that writes nothing"])
+def test_all_stop_when_one_is_asked(digit_folders, tmp_path, asked):
+    """No worker is left waiting for a sum, and the first one saves what was reached."""
+    command = torchrun(2, "-m", "trainer", *settings(digit_folders), "--steps", 100000, "--output-dir", tmp_path)
+    events = tmp_path / "pu-lora" / "events.jsonl"
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as launcher:
+        try:
+            until = time.monotonic() + 120
+            while not (events.exists() and '"step": 3' in events.read_text()):
+                assert launcher.poll() is None, launcher.stderr.read()[-3000:]
+                assert time.monotonic() < until, "no third step"
+                time.sleep(0.1)
+            workers = [worker_of(launcher.pid, rank) for rank in (0, 1)]
+            started = time.monotonic()
+            os.kill(launcher.pid if asked.startswith("all") else workers[1], signal.SIGINT)
+            launcher.communicate(timeout=60)
+            assert time.monotonic() - started < 25  # torchrun kills after 30 s what has not gone by itself
+        finally:
+            launcher.kill()
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert "pu_steps" in safetensors.safe_open(tmp_path / "pu-lora.safetensors", "pt").metadata()
+    assert list((tmp_path / "pu-lora" / "state").iterdir())
+    assert '"stopped"' in events.read_text()
 
 
 if __name__ == "__main__":  # one of the processes that `launch` starts

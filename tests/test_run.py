@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 
 from trainer import lora_file
-from trainer.console import stoppable
 from trainer.errors import Stopped
 from trainer.run_dir import RunDir
+from trainer.stopping import stoppable
 
 SMALL = ["--steps", 6, "--batch-unlabeled", 3, "--batch-sensitive", 2, "--calibration-samples", 1, "--rank", 2]
 SMALL += ["--rate-images", 0, "--images", 4, "--sample-steps", 3]
@@ -303,11 +303,11 @@ class Scaler:
 
 def test_an_overflow_repeats_the_step(digit_folders, tmp_path, monkeypatch):
     """Two skipped steps change nothing in the result: the same LoRA as without."""
-    from trainer import loop
     from trainer.__main__ import main
+    from trainer.learner import Learner
 
     assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path / "plain")]) == 0
-    scaler, genuine = Scaler(), loop.Loop.__init__
+    scaler, genuine = Scaler(), Learner.__init__
 
     def init(self, *arguments, **more):
         genuine(self, *arguments, **more)
@@ -337,7 +337,7 @@ def test_an_overflow_repeats_the_step(digit_folders, tmp_path, monkeypatch):
         accelerator.scaler = scaler
         self.optimizer, self.accelerator = Skipping(), accelerator
 
-    monkeypatch.setattr(loop.Loop, "__init__", init)
+    monkeypatch.setattr(Learner, "__init__", init)
     assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path / "overflow")]) == 0
     assert scaler.calls == 6 + 2
     assert scaler.scale == 65536 / 4

@@ -3,14 +3,10 @@
 Everything that imports torch is imported late: --help and every error about options and paths come at once.
 """
 
-import _thread
 import contextlib
 import errno
-import json
 import logging
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,17 +16,18 @@ if not __package__:  # started by its path, as ComfyUI does: an isolated Python 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "trainer"
 
-from . import errors, model
+from . import data, errors, hub, model
 from .builtin import CONFIG
 from .command_line import Invocation, parse
-from .config import TrainConfig, folders_of, to_toml
-from .console import Console, stoppable
-from .dataset import Folders, scan
+from .config import TrainConfig, to_toml
+from .console import Console
+from .dataset import Folders
 from .errors import UserError
 from .files import locked
 from .model import Base
 from .ranks import Ranks, from_environment
 from .run_dir import RunDir, free_name
+from .stopping import follow_parent, stoppable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return plan.main(argv[1:])
         if argv and argv[0] == "data":
-            return data_command(parse(argv[1:], CONFIG))
+            return data.run(parse(argv[1:], CONFIG))
         invocation = parse(argv, CONFIG)
         if invocation.follow_parent:
-            _follow_parent()
+            follow_parent()
         if invocation.dry_run:
             print(to_toml(invocation.config), end="")
             return errors.DONE
@@ -65,33 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, errors.Stopped):
         print("stopped", file=sys.stderr)
         return errors.STOPPED
-
-
-def data_command(invocation: Invocation) -> int:
-    """Say what the two folders hold; with --sheet draw their first images. Returns: an exit code."""
-    from . import sheet
-
-    config, folders = invocation.config, _scan(invocation.config)
-    lines = [*found_text(config, folders), *(f"skipped {line}" for line in folders.skipped)]
-    if invocation.sheet:
-        sheet.save(folders, invocation.sheet)
-    counts = {name: len(getattr(folders, name)) for name in ("unlabeled", "sensitive", "held_out", "skipped")}
-    if invocation.events:
-        print(json.dumps({"v": 1, "event": "data", "text": "\n".join(lines), **counts}, ensure_ascii=False))
-    else:
-        print("\n".join(lines))
-    return errors.DONE
-
-
-def _follow_parent() -> None:
-    """Stop as on Ctrl-C when standard input ends: whoever started this process is gone, or wants it gone."""
-
-    def watch() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdin.read()
-        _thread.interrupt_main(signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_command(invocation: Invocation) -> int:
@@ -105,7 +75,7 @@ def train_command(invocation: Invocation) -> int:
     _introduce(invocation, console)
     if invocation.is_builtin:
         config = _with_digits(config, ranks)
-    base, folders = _find_base(config), _scan(config)
+    base, folders = _find_base(config), data.find(config)
     lock = locked(run_dir.root) if ranks.is_first else contextlib.nullcontext()
     with lock, contextlib.closing(console):
         _tell_found(config, folders, console)
@@ -217,40 +187,16 @@ def _with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
 
 
 def _find_base(config: TrainConfig) -> Base:
-    base = Base(model.find(config.base), config.vae, config.prediction_type)
+    base = Base(hub.find(config.base), config.vae, config.prediction_type)
     model.check(base)
     return base
-
-
-def _scan(config: TrainConfig) -> Folders:
-    found = folders_of(config)
-    return scan(
-        found["unlabeled"],
-        found["sensitive"],
-        prompt=config.prompt,
-        sensitive_prompt=config.sensitive_prompt,
-        skip_bad_images=config.skip_bad_images,
-        seed=config.seed,
-    )
 
 
 def _tell_found(config: TrainConfig, folders: Folders, console: Console) -> None:
     for line in folders.skipped:
         console.emit("warning", message=f"skipped {line}")
-    for line in found_text(config, folders):
+    for line in data.describe(config, folders):
         console.say(line)
-
-
-def found_text(config: TrainConfig, folders: Folders) -> list[str]:
-    """What the two folders hold, for people."""
-    found = folders_of(config)
-    lines = [f"unlabeled: {len(folders.unlabeled)} images in {found['unlabeled']}"]
-    if folders.sensitive:
-        held_out = f"{len(folders.held_out)} more held out"
-        lines.append(f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {held_out}")
-    captions = list(dict.fromkeys(s.caption for s in folders.unlabeled))
-    more = f"; … ({len(captions)} in all)" if len(captions) > 3 else ""
-    return [*lines, "captions: " + "; ".join(captions[:3]) + more]
 
 
 def _output(config: TrainConfig) -> str:

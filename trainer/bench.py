@@ -9,36 +9,16 @@ import argparse
 import gc
 import random
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from . import estimate, gradient, lora, memory, model, pu_loss, switches
-from .dataset import Sample, View
-from .denoise import Denoiser, Scale
-from .diffusion import add_noise, alphas_cumprod, per_sample_error
-from .draws import Draw
+from . import estimate, memory
+from .bench_sides import SMALL, UNET, Step, Work, ours, yardstick
 from .errors import UserError
-from .switches import DTYPES, Switches
-
-UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "sample_size": 64,
-}
-SMALL = {**UNET, "block_out_channels": [64, 128, 128, 128], "layers_per_block": 1}
+from .switches import Switches
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -48,153 +28,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "offload": {"offload": 99},
     "smallest": {"checkpointing": 99, "weights": "fp8", "offload": 99},
 }
-
-
-@dataclass
-class Phases:
-    """Seconds of one step, by what they are spent on."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("forward", "backward", "optimizer"), 0.0))
-
-    @contextmanager
-    def measure(self, name: str, device: torch.device) -> Iterator[None]:
-        _finish(device)
-        started = time.perf_counter()
-        yield
-        _finish(device)
-        self.seconds[name] += time.perf_counter() - started
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Encoded images and captions that are only numbers."""
-
-    latent: Tensor
-    state: Tensor
-
-    def latents(self, path: Path, view: View) -> Tensor:
-        return self.latent
-
-    def text(self, caption: str) -> Tensor:
-        return self.state
-
-
-@dataclass(frozen=True)
-class Work:
-    """What both sides do in a step."""
-
-    unet: dict[str, Any]
-    px: int
-    n_unlabeled: int
-    n_sensitive: int
-    rank: int
-    device: torch.device
-
-    def model(self, dtype: torch.dtype) -> nn.Module:
-        from diffusers import UNet2DConditionModel
-
-        torch.manual_seed(0)
-        with model.quiet():
-            unet = UNet2DConditionModel.from_config(self.unet).to(dtype).requires_grad_(False).eval()
-        lora.attach(unet, rank=self.rank, alpha=self.rank, seed=0)
-        return unet
-
-    def encoded(self) -> InMemory:
-        side = self.px // 8
-        return InMemory(torch.randn(4, side, side), torch.randn(77, self.unet["cross_attention_dim"]))
-
-
-Step = Callable[[], Phases]
-
-
-def ours(work: Work, found: Switches) -> Step:
-    """A step of `pu` as training does it: denoiser, exact gradient, clipping, AdamW."""
-    unet = work.model(found.load_dtype)
-    switches.set_up(unet, found, device=work.device)
-    parameters, dtype = lora.parameters(unet), DTYPES[found.precision]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    phases = [Phases()]
-
-    def autocast() -> Any:
-        return torch.autocast(work.device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-    signal = alphas_cumprod(0.00085, 0.012, 1000)
-    denoiser = Denoiser(unet, dtype, work.encoded(), signal, "epsilon", 0, work.device, autocast, lambda: None)
-    scale = Scale("per-timestep", 2.0, torch.full((20,), 1.0))
-    weights = pu_loss.Weights("pu", 0.2, work.n_unlabeled, work.n_sensitive, 0)
-    draws = [Draw(i, Sample(Path("x"), "x"), "x") for i in range(work.n_unlabeled + work.n_sensitive)]
-
-    def losses_of(members: Sequence[Draw]) -> tuple[Tensor, Tensor]:
-        with phases[0].measure("forward", work.device):
-            losses = scale.losses(*denoiser.errors(members, 0))
-        return losses, torch.ones_like(losses)
-
-    def backward(loss: Tensor) -> None:
-        with phases[0].measure("backward", work.device):
-            loss.backward()
-
-    def step() -> Phases:
-        phases[0] = Phases()
-        gradient.accumulate(
-            losses_of,
-            draws[: work.n_unlabeled],
-            draws[work.n_unlabeled :],
-            parameters,
-            weights,
-            assumed_sign=1,
-            micro_batch=found.micro_batch,
-            backward=backward,
-        )
-        with phases[0].measure("optimizer", work.device):
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        return phases[0]
-
-    return step
-
-
-def yardstick(work: Work, found: Switches) -> Step:
-    """The recipe of diffusers' LoRA example: plain peft layers, mean squared error, gradient accumulation."""
-    dtype = DTYPES[found.precision]
-    unet = work.model(dtype).to(work.device)
-    if found.checkpointing:
-        unet.enable_gradient_checkpointing()
-    parameters = lora.parameters(unet)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    encoded, signal = work.encoded(), alphas_cumprod(0.00085, 0.012, 1000)
-    n = work.n_unlabeled + work.n_sensitive
-
-    def step() -> Phases:
-        phases = Phases()
-        for start in range(0, n, found.micro_batch):
-            size = min(found.micro_batch, n - start)
-            with phases.measure("forward", work.device):
-                latents = encoded.latent.expand(size, -1, -1, -1)
-                noise, t = torch.randn(latents.shape), torch.randint(1000, (size,))
-                noisy = add_noise(latents, noise, t, signal).to(work.device, dtype)
-                text = encoded.state.expand(size, -1, -1).to(work.device, dtype)
-                with torch.autocast(work.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                    predicted = unet(noisy, t.to(work.device), text).sample
-                loss = per_sample_error(predicted, noise.to(work.device)).mean() / noise[0].numel() * size / n
-            with phases.measure("backward", work.device):
-                loss.backward()
-        with phases.measure("optimizer", work.device):
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        return phases
-
-    return step
 
 
 def paired_ratio(one: Step, two: Step, pairs: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import ckpt
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint's tensors."""
     if path.suffix.lower() == ".ckpt":
-        return {name: tuple(value.shape) for name, value in _unpickle(path).items()}
+        return {name: tuple(value.shape) for name, value in ckpt.load(path).items()}
     return header(path)[0]
 
 
@@ -94,7 +95,9 @@ def check(path: Path, *, has_vae: bool) -> None:
         raise UserError(f"--base: {path} is neither a folder nor a {' or '.join(SUFFIXES)} file")
     if path.suffix.lower() == ".ckpt":
         if not zipfile.is_zipfile(path):
-            raise UserError(f"--base: {path} is no .ckpt that torch 1.6 or newer wrote, or it is cut off. {CONVERT}")
+            raise UserError(
+                f"--base: {path} is no .ckpt that torch 1.6 or newer wrote, or it is cut off. {ckpt.CONVERT}"
+            )
         return
     try:
         shapes, _ = header(path)
@@ -207,7 +210,7 @@ def tensors(path: Path, part: str) -> dict[str, Tensor]:
     """
     prefix = PREFIXES[part]
     if path.suffix.lower() == ".ckpt":
-        state = _unpickle(path)
+        state = ckpt.load(path)
         check_shapes(path, {name: tuple(value.shape) for name, value in state.items()}, has_vae=part != "vae")
         return {name: value for name, value in state.items() if name.startswith(prefix)}
     from safetensors import safe_open
@@ -224,42 +227,3 @@ def clip_state(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor
     prefix = PREFIXES["text_encoder"]
     renamed = {level + _clip_name(name.removeprefix(prefix)): value for name, value in state.items()}
     return {name: value for name, value in renamed.items() if not name.endswith("position_ids")}
-
-
-CONVERT = (
-    "Convert it once where you trust it: load it in a Stable Diffusion UI and save it as .safetensors "
-    "(A1111: Checkpoint Merger, 'No interpolation')."
-)
-
-
-def _unpickle(path: Path) -> dict[str, Tensor]:
-    """A .ckpt through torch's restricted unpickler. Raises: UserError where it asks for anything beyond tensors."""
-    import torch
-    from torch.serialization import safe_globals
-
-    if tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2]) < (2, 10):
-        raise UserError(f"--base: a .ckpt is only opened with torch 2.10 or newer, this is {torch.__version__}")
-    try:
-        with safe_globals(_harmless()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # pickle, zip and torch each have their own
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--base: {path} is not opened: it holds more than weights ({reason}). {CONVERT}") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def _harmless() -> list[Any]:
-    """What Lightning's checkpoints name beside tensors: an empty stand-in for its callback, and numpy's scalars."""
-    import numpy as np
-
-    class ModelCheckpoint:
-        pass
-
-    scalar = np.core.multiarray.scalar if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core.multiarray.scalar
-    callbacks = [
-        (ModelCheckpoint, f"{package}.callbacks.model_checkpoint.ModelCheckpoint")
-        for package in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
-    ]
-    scalars = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype]
-    return [*callbacks, *scalars, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")}]

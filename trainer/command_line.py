@@ -3,12 +3,10 @@
 import argparse
 import difflib
 import itertools
-import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from pydantic import ValidationError
 
 from . import kohya
 from .builtin import BUILTIN
-from .config import PRESETS, TrainConfig, folders_of
+from .config import PRESETS, TrainConfig
+from .contradictions import contradictions
 from .errors import UserError
-from .model import HUB_ID
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -82,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m trainer",
         description="Teach Stable Diffusion 1.x what not to generate, from unlabeled and sensitive images. "
         "Without options: real handwritten digits on a built-in miniature model.",
-        epilog="other commands: sample --help, plan (with these options), bench --help",
+        epilog="other commands: sample --help, bench --help; plan and data take these options",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -129,7 +127,7 @@ def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = Tru
     except ValidationError as error:
         problems += _explain(error)
     else:
-        problems += _contradictions(config, needs_images=needs_images)
+        problems += contradictions(config, needs_images=needs_images)
     if problems:
         raise UserError("\n".join(problems))
     return Invocation(
@@ -222,38 +220,3 @@ def _explain(error: ValidationError) -> list[str]:
             text = {"name": "must be letters, digits, spaces and _.+- only", "device": "must be as --help says"}[name]
         reasons.setdefault(name, []).append(text)
     return [f"--{k.replace('_', '-')}: {' or '.join(v)}, got {got[k]!r}" for k, v in reasons.items()]
-
-
-def _contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
-    """Faults that no single field shows, and paths that are not there: all of them in one go, before slow imports."""
-    problems = []
-    folders = folders_of(config)
-    if config.base is None:
-        problems.append("--base: name the model to train on ('builtin': the miniature, which knows only digits)")
-    elif config.base != BUILTIN and not Path(config.base).exists() and not HUB_ID.fullmatch(config.base):
-        problems.append(f"--base: {config.base} does not exist")
-    if config.init_lora and not config.init_lora.is_file():
-        problems.append(f"--init-lora: no file {config.init_lora}")
-    if config.save_merged == "checkpoint" and not (config.base and Path(config.base).suffix == ".safetensors"):
-        problems.append("--save-merged checkpoint: needs a .safetensors file as --base; 'folder' works with any")
-    if config.logging_dir and find_spec("tensorboard") is None:
-        problems.append("--logging-dir: needs a package. Install it: pip install tensorboard")
-    if config.vae and not config.vae.exists():
-        problems.append(f"--vae: {config.vae} does not exist")
-    if config.data and (config.unlabeled or config.sensitive):
-        problems.append("--data: names both folders already; leave out --unlabeled and --sensitive")
-    for name, folder in folders.items():
-        if folder and not folder.is_dir():
-            problems.append(f"--{name}: no folder {folder}")
-        elif folder is None and any(folders.values()) and (name, config.objective) != ("sensitive", "unsupervised"):
-            problems.append(f"--{name}: name the folder of {name} images")
-    if needs_images and config.base not in (None, BUILTIN) and not any(folders.values()):
-        problems.append("--unlabeled and --sensitive: name the two folders of images")
-    if config.rate_images and config.base != BUILTIN:
-        problems.append("--rate-images: only the built-in digits come with a classifier that can judge pictures")
-    for path in (config.output_dir, config.output_dir / config.name):
-        if path.exists() and not path.is_dir():
-            problems.append(f"--output-dir: {path} is a file, not a folder")
-        elif path.exists() and not os.access(path, os.W_OK):
-            problems.append(f"--output-dir: {path} cannot be written to")
-    return problems

@@ -2,16 +2,12 @@
 
 import json
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from .errors import Stopped
 from .run_dir import RunDir
 
 VERSION = 1
@@ -108,27 +104,3 @@ class Console:
 
     def _sample(self, fields: dict[str, Any]) -> None:
         self.say(f"pictures: {fields['path']}")
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], None]]:
-    """Yield a function that raises Stopped once the user pressed Ctrl-C (or SIGTERM came); a second signal quits."""
-    asked = False
-
-    def on_signal(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        tqdm.write("stopping after this micro-batch; once more to quit at once", file=sys.stderr)
-
-    def check() -> None:
-        if asked:
-            raise Stopped
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield check
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -110,19 +110,20 @@ class Scale:
         return errors / (self.temperature * bins * elements)
 
 
-def importance(t: Tensor, signal: Tensor, max_snr: float | None) -> Tensor:
-    """Factor of a sample by its timestep: min(SNR, max_snr) / SNR, or 1 for all.
+def importance(t: Tensor, signal: Tensor, max_snr: float | None, prediction_type: str) -> Tensor:
+    """Factor of a sample by its timestep: min(SNR, max_snr) / SNR, over SNR + 1 for a velocity; or 1 for all.
 
     Timesteps with little noise count less: their errors are easily driven up, and decide little of what is pictured.
 
     Args: t: [n] int64. signal: [timesteps], see diffusion.alphas_cumprod.
     Returns: [n] fp32.
-    Source: Hang et al. 2023 (min-SNR), for a model that predicts the noise.
+    Source: Hang et al. 2023 (min-SNR).
     """
     if max_snr is None:
         return torch.ones(len(t), device=t.device)
     kept = signal.to(t.device)[t]
-    return (max_snr * (1 - kept) / kept).clamp(max=1)
+    snr = kept / (1 - kept)
+    return snr.clamp(max=max_snr) / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
 @torch.no_grad()

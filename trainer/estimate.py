@@ -17,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from . import lora, model, switches
+from . import lora, switches
 from .diffusion import per_sample_error
 from .frozen import FrozenLayer
+from .libraries import quiet
 from .switches import DTYPES, Switches
 
 MIB = 2**20
@@ -112,7 +113,7 @@ def build(shape: Shape, found: Switches) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     meta = torch.device("meta")
-    with meta, model.quiet():
+    with meta, quiet():
         unet = UNet2DConditionModel.from_config(shape.unet).to(found.load_dtype).requires_grad_(False).eval()
         lora.attach(unet, rank=shape.rank, alpha=shape.rank, seed=0)
     # xformers knows no fake tensors; it keeps what sdpa keeps

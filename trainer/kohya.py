@@ -29,7 +29,6 @@ MEANS: dict[str, tuple[str, str | None]] = {
     "caption_dropout_rate": ("caption-dropout", None),
     "flip_aug": ("flip", ""),
     "save_every_n_steps": ("save-state-every", None),
-    "save_last_n_steps_state": ("keep-states", None),
     "sample_every_n_steps": ("sample-every", None),
     "config_file": ("config", None),
 }
@@ -72,6 +71,7 @@ REFUSED = {
     "prior_loss_weight": "there are no regularisation images here; --prior is the share of hidden sensitive images",
     "optimizer_args": "not offered; see --weight-decay",
     "caption_extension": "a .txt or .caption beside an image is found by itself; leave it out",
+    "save_last_n_steps_state": "counts steps there; --keep-states counts states",
     "save_state": "the state is always saved; --save-state-every says how often",
     "save_model_as": "always safetensors; leave it out",
     "max_data_loader_n_workers": "latents are read from a cache, without workers; leave it out",

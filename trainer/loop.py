@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from . import draws, gradient, lora, lora_file, memory, model, pu_loss
+from . import draws, gradient, lora, memory, model, pu_loss
 from .config import TrainConfig
 from .dataset import Folders
 from .denoise import Denoiser, Scale, calibrate, importance, probe
 from .draws import Batches, Draw
 from .encode import Encoded
-from .errors import NonFinite
+from .errors import NonFinite, Stopped
+from .learner import Learner, lr_factor
 from .model import Base
 from .ranks import Ranks
-from .switches import DTYPES, Switches, set_up
+from .switches import DTYPES, Switches
 
 PROBE_SAMPLES = 20
 
@@ -51,7 +52,7 @@ class Progress:
 
 
 class Loop:
-    """Owns phase 2: U-Net, optimizer, accelerator and the position in the run."""
+    """Owns phase 2: what learns, from which batches, against which scale, and the position in the run."""
 
     def __init__(
         self,
@@ -67,37 +68,21 @@ class Loop:
         check: Callable[[], None],
     ) -> None:
         self.config, self.folders, self.ranks, self.device = config, folders, ranks, device
-        memory.flush_denormals()
         self.switches, self.micro_batch = switches, switches.micro_batch
-        self.accelerator = memory.make_accelerator(switches.precision, self.device, is_alone=ranks.world == 1)
-        self.unet = model.load_unet(base, switches.load_dtype)
-        lora.attach(self.unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
-        if config.init_lora:
-            modules, scale = list(lora.pairs(self.unet)), config.effective_alpha / config.rank
-            start = lora_file.from_kohya(config.init_lora, modules, rank=config.rank, scale=scale)
-            lora.load_weights(self.unet, start)
-        set_up(self.unet, switches, device=self.device, say=warn)
-        self.parameters = lora.parameters(self.unet)
-        plain = memory.make_optimizer(
-            config.optimizer,
-            self.parameters,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            warn=warn,
-        )
-        self.optimizer = self.accelerator.prepare(plain)
+        self.learner = Learner(config, base, switches, device=device, is_alone=ranks.world == 1, warn=warn)
         signal, self.prediction_type = model.load_signal(base)
         self.denoiser = Denoiser(
-            self.unet,
+            self.learner.unet,
             DTYPES[switches.precision],
             encoded,
             signal,
             self.prediction_type,
             config.seed,
             self.device,
-            self.accelerator.autocast,
-            check,
+            self.learner.accelerator.autocast,
+            check if ranks.world == 1 else lambda: None,
         )
+        self.check = check
         self.batches = make_batches(config, folders)
         self.weights = pu_loss.Weights(
             config.objective, config.prior, self.batches.n_unlabeled, self.batches.n_paired, self.batches.n_extra
@@ -112,7 +97,7 @@ class Loop:
             self.micro_batch = memory.largest_that_fits(self.micro_batch, self._attempt)
         if self.scale is not None:
             return
-        with lora.disabled(self.unet):
+        with lora.disabled(self.learner.unet):
             self.scale = self._measure_scale()
             self.first_probe = self._probes()
 
@@ -134,15 +119,14 @@ class Loop:
         draws = [self.batches.unlabeled(0)[0]] * n
         errors, _, _ = self.denoiser.errors(draws, 0)
         errors.mean().backward()
-        for parameter in self.parameters:
+        for parameter in self.learner.parameters:
             parameter.grad = None
 
     def _probes(self) -> dict[str, float]:
         """Loss on sensitive images: those trained on, and those held out."""
         piles = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
-        caption = self.folders.unlabeled[0].caption
-        arguments = {"n": PROBE_SAMPLES, "micro_batch": self.micro_batch}
-        return {k: probe(self.denoiser, self.scale, pile, caption, **arguments) for k, pile in piles.items() if pile}
+        more = {"caption": self.folders.unlabeled[0].caption, "n": PROBE_SAMPLES, "micro_batch": self.micro_batch}
+        return {k: probe(self.denoiser, self.scale, pile, **more) for k, pile in piles.items() if pile}
 
     def rises(self) -> dict[str, float]:
         """By how much the loss on sensitive images has grown since the start, as a factor."""
@@ -155,6 +139,7 @@ class Loop:
             then has changed nothing.
         """
         while self.progress.step < self.config.steps:
+            self._stop_together()
             started = time.perf_counter()
             step = self.progress.step
             sensitive = [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
@@ -162,33 +147,41 @@ class Loop:
                 lambda draws, step=step: self._losses(draws, step),
                 self.batches.unlabeled(step),
                 sensitive,
-                self.parameters,
+                self.learner.parameters,
                 self.weights,
                 assumed_sign=self.progress.sign,
                 micro_batch=self.micro_batch,
-                backward=self.accelerator.backward,
+                backward=self.learner.accelerator.backward,
                 ranks=self.ranks,
             )
-            lr = self._set_lr(step)
-            grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+            lr = self.config.lr * lr_factor(step, steps=self.config.steps, warmup_steps=self.config.warmup_steps)
+            grad_norm = self.learner.clip()
             self._check_finite(step, outcome.risks, grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if self.accelerator.optimizer_step_was_skipped:
-                continue  # the fp16 gradient overflowed: the scaler has lowered its scale, the step is done again
+            if not self.learner.step(lr):
+                continue
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
             self.progress = Progress(step + 1, outcome.sign, flips)
             yield self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
 
+    def _stop_together(self) -> None:
+        """Among several processes: stop between two steps, all of them, as soon as one was asked to.
+
+        Alone, the denoiser asks before each micro-batch; here that would leave the others waiting for a sum.
+        """
+        if self.ranks.world == 1:
+            return
+        try:
+            self.check()
+            asked = False
+        except Stopped:
+            asked = True
+        if self.ranks.any(asked, self.device):
+            raise Stopped
+
     def _losses(self, draws: Sequence[Draw], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         errors, t, elements = self.denoiser.errors(draws, step)
-        return self.scale.losses(errors, t, elements), importance(t, self.denoiser.signal, self.config.min_snr_gamma)
-
-    def _set_lr(self, step: int) -> float:
-        lr = self.config.lr * lr_factor(step, steps=self.config.steps, warmup_steps=self.config.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+        factor = importance(t, self.denoiser.signal, self.config.min_snr_gamma, self.prediction_type)
+        return self.scale.losses(errors, t, elements), factor
 
     def _check_finite(self, step: int, risks: pu_loss.Risks, grad_norm: float) -> None:
         """Raises: NonFinite, before the optimizer sees it. An fp16 overflow counts only where nothing is scaled."""
@@ -196,8 +189,7 @@ class Loop:
         if not math.isfinite(risks.objective):
             culprit = self._find_culprit(step) or f"loss {risks.objective}"
             raise NonFinite(f"step {step + 1}: {culprit}. {advice}")
-        scaler = self.accelerator.scaler
-        if not math.isfinite(grad_norm) and (scaler is None or scaler.get_scale() <= 1):
+        if not math.isfinite(grad_norm) and not self.learner.can_rescale:
             raise NonFinite(f"step {step + 1}: gradient norm {grad_norm}. {advice}")
 
     @torch.no_grad()
@@ -230,10 +222,7 @@ class Loop:
         """Nested dict of tensors and JSON values that `restore` takes back."""
         return {
             "progress": asdict(self.progress),
-            "lora": lora.weights(self.unet),
-            "optimizer": self.optimizer.state_dict()["state"],
-            "groups": {str(i): _settings(group) for i, group in enumerate(self.optimizer.param_groups)},
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            **self.learner.state(),
             "first_probe": self.first_probe,
             "base_error": self.scale.base_error,
         }
@@ -241,29 +230,10 @@ class Loop:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.progress = Progress(**state["progress"])
-        lora.load_weights(self.unet, state["lora"])
-        entries = {int(index): entry for index, entry in state["optimizer"].items()}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        for i, group in enumerate(self.optimizer.param_groups):
-            group.update(state["groups"][str(i)])
-        if state["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.learner.restore(state)
         self.first_probe = state["first_probe"]
         mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
         self.scale = Scale(mode, self.config.temperature, state["base_error"], len(self.denoiser.signal))
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer keeps beside its parameters; prodigy's step size lives here."""
-    return {key: value for key, value in group.items() if key != "params"}
-
-
-def lr_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Learning rate of a step (from 0) as a share of the highest: linear rise, then a cosine to nearly 0 at the end."""
-    warmup = min(warmup_steps, steps - 1)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def make_batches(config: TrainConfig, folders: Folders) -> Batches:

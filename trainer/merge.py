@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import checkpoint, model
 from .files import replacing
+from .libraries import quiet
 from .model import Base
 
 
@@ -24,7 +25,7 @@ def save_folder(base: Base, folder: Path, weights: dict[str, Tensor], *, scale: 
     state = pipe.unet.state_dict()
     for module, down, up in _pairs(weights):
         state[f"{module}.weight"].copy_(merged(state[f"{module}.weight"], down, up, scale))
-    with model.quiet():
+    with quiet():
         pipe.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
 
 

@@ -5,36 +5,28 @@ torch is imported by what loads, not by what checks: a wrong --base is answered 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import logging
-import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import checkpoint
-from .builtin import BUILTIN, MODEL
+from .builtin import MODEL
 from .errors import UserError
 from .files import sha256
+from .hub import WEIGHTS
+from .libraries import quiet
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
 TOKENIZER = MODEL / "tokenizer"  # CLIP's, the same for all of SD 1.x
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # our word -> diffusers'
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -48,31 +40,6 @@ class Base:
     @property
     def is_file(self) -> bool:
         return self.path.is_file()
-
-
-def find(base: str) -> Path:
-    """--base as a path on this disk: 'builtin', a path, or a hub id (owner/name), which is downloaded or in its cache.
-
-    Raises: UserError if the hub does not have it or cannot be reached.
-    """
-    if base == BUILTIN:
-        return MODEL
-    if Path(base).exists() or not HUB_ID.fullmatch(base):
-        return Path(base)
-    from huggingface_hub import snapshot_download
-
-    def download(suffix: str) -> Path:
-        weights = [f"{part}/{stem}{suffix}.safetensors" for part, stem in WEIGHTS.items()]
-        patterns = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", *weights]
-        return Path(snapshot_download(base, allow_patterns=patterns))
-
-    try:
-        folder = download("")
-        has_all = all((folder / part / f"{stem}.safetensors").exists() for part, stem in WEIGHTS.items())
-        return folder if has_all else download(".fp16")
-    except Exception as error:  # requests, httpx and the hub each have their own
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--base: no path {base} here, and the hub does not give {base} ({reason})") from None
 
 
 def check(base: Base) -> None:
@@ -265,23 +232,3 @@ def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Libraries report here what is no news to a user (a missing torchvision, the weights they loaded)."""
-    import diffusers.utils.logging as diffusers_log
-    import transformers.utils.logging as transformers_log
-
-    before = transformers_log.get_verbosity(), diffusers_log.get_verbosity()
-    bars = transformers_log.is_progress_bar_enabled()
-    transformers_log.set_verbosity_error()
-    diffusers_log.set_verbosity(logging.ERROR)
-    transformers_log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_log.set_verbosity(before[0])
-        diffusers_log.set_verbosity(before[1])
-        if bars:
-            transformers_log.enable_progress_bar()

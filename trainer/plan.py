@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from . import errors, memory, model, switches
+from . import errors, hub, memory, model, switches
 from .builtin import CONFIG
 from .command_line import parse
 from .config import TrainConfig
@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
     """The `plan` command: what a run with these settings will take. Returns: exit code; 3 where it does not fit."""
     invocation = parse(argv, CONFIG, needs_images=False)
     config = invocation.config
-    base = Base(model.find(config.base), config.vae, config.prediction_type)
+    base = Base(hub.find(config.base), config.vae, config.prediction_type)
     model.check(base)
     device = memory.choose_device(config.device)
     is_here = device.type == "cuda"

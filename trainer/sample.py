@@ -108,7 +108,7 @@ def save_grid(images: np.ndarray, path: Path) -> None:
 
 def add_lora(pipe: Any, path: Path, strength: float) -> None:
     """Load a LoRA file as any user of diffusers does. Raises: UserError if it does not fit the model."""
-    from .model import quiet
+    from .libraries import quiet
 
     try:
         with quiet():
@@ -171,9 +171,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--lora: no file {options.lora}")
     if options.out.suffix.lower() != ".png":
         raise UserError(f"--out: {options.out} must end in .png")
-    from . import memory, model
+    from . import hub, memory, model
 
-    base = model.Base(model.find(options.base), options.vae)
+    base = model.Base(hub.find(options.base), options.vae)
     model.check(base)
     device = memory.choose_device(options.device)
     pipe = model.load_pipeline(base)

@@ -88,7 +88,7 @@ def run(
                 and report.step % config.sample_every == 0
                 and report.step < config.steps
             ):
-                _try_picture(picture, Trained(loop.unet, loop.device, base, folders, rises), report.step, emit)
+                _try_picture(picture, Trained(loop.learner.unet, loop.device, base, folders, rises), report.step, emit)
     except (Stopped, NonFinite):
         if loop.progress.step and ranks.is_first:
             run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
@@ -96,10 +96,10 @@ def run(
         raise
     if ranks.is_first:
         save_lora(config, base, folders, run_dir, loop, report)
-        _save_merged(config, base, run_dir, lora.weights(loop.unet))
+        _save_merged(config, base, run_dir, lora.weights(loop.learner.unet))
         if not config.keep_cache:
             run_dir.remove_cache()
-    return Trained(loop.unet, loop.device, base, folders, rises or loop.rises())
+    return Trained(loop.learner.unet, loop.device, base, folders, rises or loop.rises())
 
 
 def _load(
@@ -191,7 +191,7 @@ def save_lora(
         "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
     }
     tensors = lora_file.to_kohya(
-        lora.weights(loop.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
+        lora.weights(loop.learner.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
     )
     lora_file.save(run_dir.lora, tensors, {**standard, **own})
 

@@ -1,0 +1,44 @@
+"""Faults of a run's settings that no single field shows, and paths that are not there: before slow imports."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from .builtin import BUILTIN
+from .config import TrainConfig, folders_of
+from .hub import HUB_ID
+
+
+def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
+    """One sentence for each. Args: needs_images: whether a model of one's own calls for folders."""
+    problems = []
+    folders = folders_of(config)
+    if config.base is None:
+        problems.append("--base: name the model to train on ('builtin': the miniature, which knows only digits)")
+    elif config.base != BUILTIN and not Path(config.base).exists() and not HUB_ID.fullmatch(config.base):
+        problems.append(f"--base: {config.base} does not exist")
+    if config.init_lora and not config.init_lora.is_file():
+        problems.append(f"--init-lora: no file {config.init_lora}")
+    if config.save_merged == "checkpoint" and not (config.base and Path(config.base).suffix == ".safetensors"):
+        problems.append("--save-merged checkpoint: needs a .safetensors file as --base; 'folder' works with any")
+    if config.logging_dir and find_spec("tensorboard") is None:
+        problems.append("--logging-dir: needs a package. Install it: pip install tensorboard")
+    if config.vae and not config.vae.exists():
+        problems.append(f"--vae: {config.vae} does not exist")
+    if config.data and (config.unlabeled or config.sensitive):
+        problems.append("--data: names both folders already; leave out --unlabeled and --sensitive")
+    for name, folder in folders.items():
+        if folder and not folder.is_dir():
+            problems.append(f"--{name}: no folder {folder}")
+        elif folder is None and any(folders.values()) and (name, config.objective) != ("sensitive", "unsupervised"):
+            problems.append(f"--{name}: name the folder of {name} images")
+    if needs_images and config.base not in (None, BUILTIN) and not any(folders.values()):
+        problems.append("--unlabeled and --sensitive: name the two folders of images")
+    if config.rate_images and config.base != BUILTIN:
+        problems.append("--rate-images: only the built-in digits come with a classifier that can judge pictures")
+    for path in (config.output_dir, config.output_dir / config.name):
+        if path.exists() and not path.is_dir():
+            problems.append(f"--output-dir: {path} is a file, not a folder")
+        elif path.exists() and not os.access(path, os.W_OK):
+            problems.append(f"--output-dir: {path} cannot be written to")
+    return problems

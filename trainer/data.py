@@ -1,0 +1,47 @@
+"""The two folders of a run: found, described, and shown by the `data` command."""
+
+import json
+
+from . import errors, sheet
+from .command_line import Invocation
+from .config import TrainConfig, folders_of
+from .dataset import Folders, scan
+
+
+def find(config: TrainConfig) -> Folders:
+    """The images of both folders. Raises: UserError, see dataset.scan."""
+    found = folders_of(config)
+    return scan(
+        found["unlabeled"],
+        found["sensitive"],
+        prompt=config.prompt,
+        sensitive_prompt=config.sensitive_prompt,
+        skip_bad_images=config.skip_bad_images,
+        seed=config.seed,
+    )
+
+
+def describe(config: TrainConfig, folders: Folders) -> list[str]:
+    """What the two folders hold, for people."""
+    found = folders_of(config)
+    lines = [f"unlabeled: {len(folders.unlabeled)} images in {found['unlabeled']}"]
+    if folders.sensitive:
+        held_out = f"{len(folders.held_out)} more held out"
+        lines.append(f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {held_out}")
+    captions = list(dict.fromkeys(s.caption for s in folders.unlabeled))
+    more = f"; … ({len(captions)} in all)" if len(captions) > 3 else ""
+    return [*lines, "captions: " + "; ".join(captions[:3]) + more]
+
+
+def run(invocation: Invocation) -> int:
+    """The `data` command: say what the two folders hold, with --sheet draw them. Returns: an exit code."""
+    config, folders = invocation.config, find(invocation.config)
+    lines = [*describe(config, folders), *(f"skipped {line}" for line in folders.skipped)]
+    if invocation.sheet:
+        sheet.save(folders, invocation.sheet)
+    counts = {name: len(getattr(folders, name)) for name in ("unlabeled", "sensitive", "held_out", "skipped")}
+    if invocation.events:
+        print(json.dumps({"v": 1, "event": "data", "text": "\n".join(lines), **counts}, ensure_ascii=False))
+    else:
+        print("\n".join(lines))
+    return errors.DONE

@@ -108,7 +108,7 @@ class PUCompare(io.ComfyNode):
                     "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="normal", tooltip="Noise levels."
                 ),
             ],
-            outputs=[io.Image.Output("grid", tooltip="A row for each seed: before, after.")],
+            outputs=[io.Image.Output("grid", "grid", tooltip="A row for each seed: before, after.")],
         )
 
     @classmethod

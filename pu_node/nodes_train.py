@@ -50,9 +50,9 @@ class PUDataset(io.ComfyNode):
                 io.Boolean.Input("skip_bad_images", default=False, tooltip="Leave out images that cannot be read."),
             ],
             outputs=[
-                Dataset.Output("dataset", tooltip="For PU Unlearn."),
-                io.Image.Output("sheet", tooltip="The first images of both folders."),
-                io.String.Output("counts", tooltip="What was found, and what was skipped and why."),
+                Dataset.Output("dataset", "dataset", tooltip="For PU Unlearn."),
+                io.Image.Output("sheet", "sheet", tooltip="The first images of both folders."),
+                io.String.Output("counts", "counts", tooltip="What was found, and what was skipped and why."),
             ],
         )
 
@@ -92,7 +92,7 @@ class PUOptions(io.ComfyNode):
             category=CATEGORY,
             description="Settings of PU Unlearn that are rarely changed.",
             inputs=[widgets.make(io, name) for name in _rare()],
-            outputs=[Options.Output("options", tooltip="For PU Unlearn and PU Plan.")],
+            outputs=[Options.Output("options", "options", tooltip="For PU Unlearn and PU Plan.")],
         )
 
     @classmethod
@@ -148,11 +148,11 @@ class PUUnlearn(io.ComfyNode):
                 io.Boolean.Input("retrain", default=False, tooltip="Train again though the same was trained before."),
             ],
             outputs=[
-                io.LoraModel.Output("lora", tooltip="For PU Apply LoRA and the core LoRA nodes."),
-                io.String.Output("path", tooltip="The file; LoraLoader lists it after a refresh (R)."),
-                io.Image.Output("curve", tooltip="Loss by step."),
-                io.Image.Output("before_after", tooltip="Same seeds, without and with the LoRA."),
-                io.String.Output("report", tooltip="Numbers, and where the report page is."),
+                io.LoraModel.Output("lora", "lora", tooltip="For PU Apply LoRA and the core LoRA nodes."),
+                io.String.Output("path", "path", tooltip="The file; LoraLoader lists it after a refresh (R)."),
+                io.Image.Output("curve", "curve", tooltip="Loss by step."),
+                io.Image.Output("before_after", "before / after", tooltip="Same seeds, without and with the LoRA."),
+                io.String.Output("report", "report", tooltip="Numbers, and where the report page is."),
             ],
         )
 
@@ -228,8 +228,8 @@ class PUPlan(io.ComfyNode):
             is_output_node=True,
             inputs=_inputs(),
             outputs=[
-                io.String.Output("plan", tooltip="Chosen settings and peak memory by part."),
-                io.Image.Output("table", tooltip="The same as a picture."),
+                io.String.Output("plan", "plan", tooltip="Chosen settings and peak memory by part."),
+                io.Image.Output("table", "table", tooltip="The same as a picture."),
             ],
         )
 

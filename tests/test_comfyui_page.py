@@ -1,0 +1,128 @@
+"""ComfyUI's own page in headless Chromium: open each template, run it, look at it.
+
+Needs a ComfyUI (see comfyui_server), Chromium and the package playwright; skipped, and counted as such, without.
+PU_SCREENSHOTS=FOLDER keeps the pictures: those in pu_node/web/docs were made so.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from comfyui_server import ROOT, needs_comfyui, server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+pytestmark = [needs_comfyui, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
+__all__ = ["server"]
+
+TEMPLATES = sorted(p.stem for p in (ROOT / "workflows").glob("*.json"))
+READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.PUUnlearn"
+# the server tells by events what a node shows and whether the prompt went through
+LISTEN = """() => {
+    window.seen = {previews: 0, ended: null};
+    for (const kind of ["b_preview", "b_preview_with_metadata"])
+        app.api.addEventListener(kind, () => window.seen.previews++);
+    for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+        app.api.addEventListener(kind, (e) => window.seen.ended = [kind, e.detail.exception_message]);
+}"""
+MISSING = """() => app.graph.nodes
+    .filter((n) => n.has_errors || !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"""
+FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
+HIDE_MINIMAP = "() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(server, browser):
+    found = browser.new_page(viewport={"width": 2000, "height": 1250})
+    found.goto(f"http://127.0.0.1:{server.port}/")
+    found.wait_for_function(READY, timeout=60000)
+    found.evaluate(HIDE_MINIMAP)
+    found.evaluate(LISTEN)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def shoot(page, tmp_path):
+    folder = Path(os.environ.get("PU_SCREENSHOTS", tmp_path))
+
+    def shoot(name):
+        page.wait_for_timeout(1500)  # animations end
+        page.screenshot(path=folder / f"{name}.png")
+        assert (folder / f"{name}.png").stat().st_size > 20_000
+
+    return shoot
+
+
+def open_template(page, stem):
+    """As a user does: Browse Templates, our pack, the card."""
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("pu-unlearn", exact=False).first.click()
+    card = page.get_by_text(stem.replace("-", " "), exact=False).first
+    card.wait_for(timeout=20000)
+    return card
+
+
+def essence(saved):
+    """What must come back: nodes, their widgets and the links."""
+    nodes = {n["id"]: (n["type"], n.get("widgets_values") or []) for n in saved["nodes"]}
+    return nodes, sorted(tuple(link) for link in saved["links"])
+
+
+@pytest.mark.parametrize("stem", TEMPLATES)
+def test_a_template_opens_whole_and_comes_back_unchanged(page, shoot, stem):
+    card = open_template(page, stem)
+    if stem == TEMPLATES[0]:
+        shoot("templates")
+    card.click()
+    page.wait_for_function("() => app.graph.nodes.some((n) => n.type === 'PUUnlearn')", timeout=20000)
+    assert page.evaluate(MISSING) == []
+    saved = json.loads((ROOT / "workflows" / f"{stem}.json").read_text())
+    assert essence(page.evaluate("() => app.graph.serialize()")) == essence(saved)
+    page.evaluate(FIT)
+    shoot(stem)
+
+
+def run(page, stem, shoot, **widgets):
+    """Load, set widgets by name, queue; a picture while it trains and one at the end. Returns: how it ended."""
+    saved = json.loads((ROOT / "workflows" / f"{stem}.json").read_text())
+    page.evaluate("(saved) => app.loadGraphData(saved)", saved)
+    page.evaluate(
+        """(values) => { for (const n of app.graph.nodes) for (const w of n.widgets ?? [])
+            if (n.type !== "MarkdownNote" && w.name in values) w.value = values[w.name]; }""",
+        widgets,
+    )
+    page.evaluate(FIT)
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    page.wait_for_function("() => window.seen.previews > 2 || window.seen.ended", timeout=120000)
+    shoot(f"{stem}-training")
+    page.wait_for_function("() => window.seen.ended", timeout=300000)
+    shoot(f"{stem}-done")
+    return page.evaluate("() => window.seen")
+
+
+def test_the_demo_shows_itself_training(page, shoot):
+    seen = run(page, "digits-demo-without-checkpoint", shoot, steps=int(os.environ.get("PU_STEPS", "12")), name="page")
+    assert seen["ended"][0] == "execution_success", seen
+    assert seen["previews"] > 2
+    shown = page.evaluate("() => app.graph.nodes.filter((n) => n.imgs?.length).map((n) => n.type)")
+    assert shown.count("PreviewImage") == 2
+
+
+def test_the_checkpoint_template_runs_in_the_page(page, shoot):
+    values = {"checkpoint": "tiny.safetensors", "ckpt_name": "tiny.safetensors", "unlabeled": "unlabeled"}
+    values |= {"sensitive": "sensitive", "steps": 1, "name": "page-sd", "resolution": 64, "count": 1}
+    seen = run(page, "unlearn-with-sd15-checkpoint", shoot, **values)
+    assert seen["ended"][0] == "execution_success", seen

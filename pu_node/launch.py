@@ -91,8 +91,12 @@ def _parse(line: str) -> Event | None:
 def _reason(code: int, failure: Event | None, tail: Sequence[str]) -> str:
     if failure:
         return str(failure["message"])
+    how = f"with exit code {code}"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        how = f"by {name}" + (", which a system short of memory sends" if name == "SIGKILL" else "")
     last = "\n".join(list(tail)[-TAIL_LINES:]).strip()
-    return f"the trainer stopped with exit code {code}" + (f":\n{last}" if last else ".")
+    return f"the trainer was stopped {how}" + (f":\n{last}" if last else ".")
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """The pack in a real ComfyUI (see comfyui_server). Skipped, and counted as such, where there is none."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -75,20 +78,50 @@ def test_demo_trains_and_comes_from_the_cache_after_a_restart(server):
     assert (server.base / "output" / "loras" / "demo-2.safetensors").exists()
 
 
-def test_cancel_within_two_seconds(server):
-    answer = server.post("prompt", {"prompt": demo(steps=5000, name="long")})
+def start_long(server, name):
+    """A run that is in the middle of its steps. Returns: the server's answer to the prompt."""
+    answer = server.post("prompt", {"prompt": demo(steps=5000, name=name)})
+    events = server.base / "output" / "pu_unlearn" / name / "events.jsonl"
     for _ in range(600):
-        events = server.base / "output" / "pu_unlearn" / "long" / "events.jsonl"
-        if events.exists() and '"step"' in events.read_text():
+        if events.exists() and '"event": "step"' in events.read_text():
             break
         time.sleep(0.1)
     assert trainers(server)
+    return answer
+
+
+def test_cancel_within_two_seconds(server):
+    answer = start_long(server, "long")
     server.post("interrupt", {})
     started = time.time()
     _, last = server.wait(answer["prompt_id"])
     assert last[0] == "execution_interrupted"
     assert time.time() - started < 2
     assert not trainers(server)
+
+
+def test_a_crash_is_told_and_the_next_prompt_runs(server):
+    answer = start_long(server, "crash")
+    os.kill(int(trainers(server)[0]), signal.SIGSEGV)
+    _, last = server.wait(answer["prompt_id"])
+    assert last[0] == "execution_error"
+    assert "the trainer was stopped by SIGSEGV" in last[1]["exception_message"]
+    _, last = server.run(demo(name="after-crash"))
+    assert last[0] == "execution_success", last
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes memory away from another process")
+def test_out_of_memory_is_told_and_the_next_prompt_runs(server):
+    import resource
+
+    answer = start_long(server, "starved")
+    child = int(trainers(server)[0])
+    resource.prlimit(child, resource.RLIMIT_AS, (2**28, 2**28))  # less than it has: the next allocation fails
+    _, last = server.wait(answer["prompt_id"])
+    assert last[0] == "execution_error"
+    assert "out of memory. " in last[1]["exception_message"]
+    _, last = server.run(demo(name="after-starved"))
+    assert last[0] == "execution_success", last
 
 
 def test_an_error_is_one_sentence_and_the_server_lives(server):

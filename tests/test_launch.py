@@ -64,7 +64,7 @@ def test_reported_error_is_the_message():
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_crash_tells_the_last_lines():
     code = "import os, sys; print('about to fall', file=sys.stderr); sys.stderr.flush(); os.abort()"
-    with pytest.raises(launch.TrainerError, match=r"exit code -6:\nabout to fall"):
+    with pytest.raises(launch.TrainerError, match=r"by SIGABRT:\nabout to fall"):
         list(launch.follow(child(code), lambda: None))
 
 

@@ -48,7 +48,8 @@ ALLOWED = {
     | {"pu_loss", "ranks", "switches"},
     "merge": {"checkpoint", "libraries", "model"},
     "train": {"__init__", "builtin", "config", "dataset", "draws", "encode", "loop", "lora", "lora_file", "memory"}
-    | {"merge", "model", "plan", "ranks", "run_dir", "switches"},
+    | {"keep", "merge", "model", "plan", "ranks", "run_dir", "switches"},
+    "keep": {"config", "dataset", "model", "sample", "switches"},
     # what comes out
     "sample": {"encode", "hub", "libraries", "memory", "model"},
     "evaluate": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},

@@ -1,6 +1,7 @@
 """What hosts demand: the entry, install.py, requirements.txt that change nothing which is installed, the templates."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -79,6 +80,19 @@ def test_requirements_change_nothing_in_a_host(host, tmp_path):
         for item in json.loads(report.read_text())["install"]:
             name = item["metadata"]["name"].lower().replace("_", "-")
             assert name not in have, f"{line}: {name} {have[name]} would become {item['metadata']['version']}"
+
+
+@pytest.mark.slow
+def test_the_registrys_validator_has_no_remark(tmp_path):
+    """It exits 0 even with findings, so its words count."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "v"], check=True)
+    scripts = tmp_path / "v" / "bin"
+    subprocess.run([scripts / "pip", "install", "-q", "comfy-cli>=1.6", "ruff"], check=True)
+    command = [scripts / "comfy", "--skip-prompt", "--no-enable-telemetry", "node", "validate"]
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "All validation checks passed successfully" in done.stdout, done.stdout + done.stderr
+    assert "warning" not in (done.stdout + done.stderr).lower()
 
 
 def test_templates_are_what_their_script_writes():

@@ -44,33 +44,33 @@ def test_normal_risk_needs_both_groups():
 
 
 def test_objectives_by_hand():
-    u, p, e, prior = losses(1, 4), losses(2, 3), losses(3, 2), 0.2
-    phi = [-math.log(1 - math.exp(-x)) for x in torch.cat([p, e]).tolist()]
-    risk = u.mean().item() - prior * p.mean().item()
+    u, s, prior = losses(1, 4), losses(2, 3), 0.2
+    phi = [-math.log(1 - math.exp(-x)) for x in s.tolist()]
+    risk = u.mean().item() - prior * s.mean().item()
     expected = {
-        "pu": prior * sum(phi) / 5 + abs(risk),
-        "nnpu": prior * sum(phi) / 5 + risk,
-        "supervised": (u.sum().item() + sum(phi)) / 9,
+        "pu": prior * sum(phi) / 3 + abs(risk),
+        "nnpu": prior * sum(phi) / 3 + risk,
+        "supervised": (u.sum().item() + sum(phi)) / 7,
         "unsupervised": u.mean().item(),
     }
     assert set(expected) == set(pu_loss.OBJECTIVES)
     for objective, value in expected.items():
-        assert pu_loss.objective_value(objective, u, p, e, prior=prior).item() == pytest.approx(value, rel=1e-5)
+        assert pu_loss.objective_value(objective, u, s, prior=prior).item() == pytest.approx(value, rel=1e-5)
 
 
 def test_negative_risk_parts_pu_from_nnpu():
-    u, p, e, prior = losses(1, 4) * 0.1, losses(2, 3) + 5, losses(3, 0), 0.9
-    risk = (u.mean() - prior * p.mean()).item()
+    u, s, prior = losses(1, 4) * 0.1, losses(2, 3) + 5, 0.9
+    risk = (u.mean() - prior * s.mean()).item()
     assert risk < 0
-    assert pu_loss.objective_value("nnpu", u, p, e, prior=prior).item() == pytest.approx(-risk)
-    pull = prior * pu_loss.sensitive_loss(p).mean().item()
-    assert pu_loss.objective_value("pu", u, p, e, prior=prior).item() == pytest.approx(pull - risk)
+    assert pu_loss.objective_value("nnpu", u, s, prior=prior).item() == pytest.approx(-risk)
+    pull = prior * pu_loss.sensitive_loss(s).mean().item()
+    assert pu_loss.objective_value("pu", u, s, prior=prior).item() == pytest.approx(pull - risk)
 
 
 def test_risks_reports_the_same_numbers():
-    u, p, e = losses(1, 4), losses(2, 3), losses(3, 2)
-    found = pu_loss.risks("pu", u, p, e, prior=0.2)
-    assert found.objective == pytest.approx(pu_loss.objective_value("pu", u, p, e, prior=0.2).item())
-    assert found.normal == pytest.approx(found.unlabeled - 0.2 * found.paired)
+    u, s = losses(1, 4), losses(2, 3)
+    found = pu_loss.risks("pu", u, s, prior=0.2)
+    assert found.objective == pytest.approx(pu_loss.objective_value("pu", u, s, prior=0.2).item())
+    assert found.normal == pytest.approx(found.unlabeled - 0.2 * found.loss_sensitive)
     assert found.objective == pytest.approx(found.sensitive + abs(found.normal))
-    assert math.isnan(pu_loss.risks("unsupervised", u, p, e, prior=0.2).normal)
+    assert math.isnan(pu_loss.risks("unsupervised", u, s, prior=0.2).normal)

@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file
-from test_gradient import N_EXTRA, N_PAIRED, N_UNLABELED, Regression, accumulated, batch, importance_of, oracle
+from test_gradient import SENSITIVE, UNLABELED, Regression, accumulated, importance_of, oracle
 
 from trainer import gradient, pu_loss
 from trainer.ranks import Ranks
@@ -76,12 +76,11 @@ def test_a_lost_share_would_be_seen():
     """The check can fail: without the sum over ranks the gradient is another one."""
     problem = Regression(1.0)
     wanted, _ = oracle(problem, "pu", 0.3)
-    unlabeled, paired, extra = (group[::2] for group in batch())
-    weights = pu_loss.Weights("pu", 0.3, N_UNLABELED, N_PAIRED, N_EXTRA)
+    weights = pu_loss.Weights("pu", 0.3, len(UNLABELED), len(SENSITIVE))
     gradient.accumulate(
         lambda m: (problem.losses(m), importance_of(m, False)),
-        unlabeled,
-        paired + extra,
+        UNLABELED[::2],
+        SENSITIVE[::2],
         problem.parameters,
         weights,
         assumed_sign=1,

@@ -210,11 +210,14 @@ def _failed(error: Exception, config: TrainConfig, base: Base, console: Console)
 
     from torch import OutOfMemoryError
 
-    if isinstance(error, OutOfMemoryError | MemoryError):
-        from . import plan
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch has no class for it
+    if on_cpu or isinstance(error, OutOfMemoryError | MemoryError):
+        message = "out of memory. Try --lowvram, a smaller --resolution or a smaller --rank."
+        with contextlib.suppress(Exception):  # what is left may not be enough to find better advice
+            from . import plan
 
-        started = [e for e in console.run_dir.events() if e.get("name") == "train"]
-        message = "out of memory. " + plan.advice(config, base, started[-1] if started else {})
+            started = [e for e in console.run_dir.events() if e.get("name") == "train"]
+            message = "out of memory. " + plan.advice(config, base, started[-1] if started else {})
         console.emit("error", kind="out-of-memory", message=message)
         print(f"error: {message}", file=sys.stderr)
         return errors.OUT_OF_MEMORY

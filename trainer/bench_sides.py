@@ -112,7 +112,7 @@ def ours(work: Work, found: Switches) -> Step:
     signal = alphas_cumprod(0.00085, 0.012, 1000)
     denoiser = Denoiser(unet, dtype, work.encoded(), signal, "epsilon", 0, work.device, autocast, lambda: None)
     scale = Scale("per-timestep", 2.0, torch.full((20,), 1.0))
-    weights = pu_loss.Weights("pu", 0.2, work.n_unlabeled, work.n_sensitive, 0)
+    weights = pu_loss.Weights("pu", 0.2, work.n_unlabeled, work.n_sensitive)
     draws = [Draw(i, Sample(Path("x"), "x"), "x") for i in range(work.n_unlabeled + work.n_sensitive)]
 
     def losses_of(members: Sequence[Draw]) -> tuple[Tensor, Tensor]:

@@ -74,17 +74,22 @@ class TrainConfig(BaseModel):
     )
     calibration_samples: int = option(24, "samples for each of the 20 bins that measure the base model's error", ge=1)
     sensitive_prompt_share: float = option(
-        0.5,
-        "extra sensitive samples under their own caption, as a share of --batch-sensitive",
+        0.25,
+        "share of a step's samples, of both kinds, under the captions of sensitive images where these have any",
         exposed=True,
         ge=0,
-        le=4,
+        le=1,
+    )
+    keep_prompts: str | None = option(
+        None,
+        "prompts whose pictures must stay, separated by |: the base model makes 20 of each, learned as unlabeled",
+        exposed=True,
     )
 
     # training
     steps: int = option(1000, "optimizer steps", exposed=True, ge=1)
     batch_unlabeled: int = option(16, "unlabeled samples in one step", exposed=True, ge=1)
-    batch_sensitive: int = option(8, "sensitive samples in one step, under unlabeled captions", exposed=True, ge=1)
+    batch_sensitive: int = option(8, "sensitive samples in one step", exposed=True, ge=1)
     lr: float = option(1e-4, "learning rate", exposed=True, gt=0, le=1)
     warmup_steps: int = option(20, "steps over which the learning rate rises; then it falls as a cosine", ge=0)
     max_grad_norm: float = option(1.0, "longer gradients are shortened to this", gt=0)

@@ -12,6 +12,7 @@ from .run_dir import RunDir
 
 VERSION = 1
 PHASES = {
+    "keep": "making pictures of what must stay",
     "encode": "encoding images and captions",
     "load": "loading the U-Net",
     "calibrate": "measuring the base model's error",

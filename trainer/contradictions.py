@@ -36,6 +36,13 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
         problems.append("--unlabeled and --sensitive: name the two folders of images")
     if config.rate_images and config.base != BUILTIN:
         problems.append("--rate-images: only the built-in digits come with a classifier that can judge pictures")
+    if config.keep_prompts is not None and not config.keep_prompts.strip(" |"):
+        problems.append("--keep-prompts: names no prompt")
+    has_own = config.sensitive_prompt and config.sensitive_prompt_share > 0
+    if has_own and min(config.batch_unlabeled, config.batch_sensitive) < 2:
+        problems.append(
+            "--sensitive-prompt: needs 2 samples of each kind in a step (--batch-unlabeled, --batch-sensitive)"
+        )
     for path in (config.output_dir, config.output_dir / config.name):
         if path.exists() and not path.is_dir():
             problems.append(f"--output-dir: {path} is a file, not a folder")

@@ -18,22 +18,22 @@ class Draw:
     sample: Sample
     caption: str
     view: View = PLAIN
-    is_extra: bool = False  # sensitive, under its own caption
 
 
 @dataclass(frozen=True)
 class Batches:
     """Which samples make up step k: a pure function of (seed, step), the same after a resume and for every split.
 
-    Each pile is walked in a new order every epoch. A sensitive draw carries the caption of an unlabeled draw (the
-    PU identity holds under one caption); `n_extra` further ones carry their own.
+    Each pile is walked in a new order every epoch. The PU identity holds under one caption, so sensitive and
+    unlabeled samples always share theirs. Most of both carry unlabeled captions. `own_share` of both carry those of
+    sensitive images: under such a prompt, too, the model then learns the normal part of the mixture.
     """
 
     folders: Folders
     seed: int
     n_unlabeled: int
-    n_paired: int
-    n_extra: int
+    n_sensitive: int
+    own_share: float = 0.0
     caption_dropout: float = 0.0
     flip: bool = False
     crops: int = 1
@@ -42,25 +42,36 @@ class Batches:
         return [self._unlabeled_draw(step, i) for i in range(self.n_unlabeled)]
 
     def sensitive(self, step: int) -> list[Draw]:
-        """Paired draws, then extra ones."""
-        paired = [self._paired_draw(step, i) for i in range(self.n_paired)]
-        return paired + [self._extra_draw(step, i) for i in range(self.n_extra)]
+        return [self._sensitive_draw(step, i) for i in range(self.n_sensitive)]
 
     def _unlabeled_draw(self, step: int, i: int) -> Draw:
         sample = _pick(self.folders.unlabeled, self.seed, 0, step * self.n_unlabeled + i)
         chance = rng(self.seed, CAPTION, step, i).random()
-        return Draw(i, sample, "" if chance < self.caption_dropout else sample.caption, self._view(step, i))
+        caption = "" if chance < self.caption_dropout else sample.caption
+        if i < self._n_own(self.n_unlabeled):
+            caption = self._own(step, i % self._n_own(self.n_sensitive)).caption
+        return Draw(i, sample, caption, self._view(step, i))
 
-    def _paired_draw(self, step: int, i: int) -> Draw:
-        sample = _pick(self.folders.sensitive, self.seed, 1, step * self.n_paired + i)
-        caption = self._unlabeled_draw(step, i % self.n_unlabeled).caption
-        position = self.n_unlabeled + i
-        return Draw(position, sample, caption, self._view(step, position))
+    def _sensitive_draw(self, step: int, i: int) -> Draw:
+        """Those under their own captions first, as among the unlabeled draws."""
+        position, n_own = self.n_unlabeled + i, self._n_own(self.n_sensitive)
+        if i < n_own:
+            sample = self._own(step, i)
+            return Draw(position, sample, sample.caption, self._view(step, position))
+        others = self.n_sensitive - n_own
+        sample = _pick(self.folders.sensitive, self.seed, 1, step * others + i - n_own)
+        first = self._n_own(self.n_unlabeled)
+        partner = first + (i - n_own) % (self.n_unlabeled - first)
+        return Draw(position, sample, self._unlabeled_draw(step, partner).caption, self._view(step, position))
 
-    def _extra_draw(self, step: int, i: int) -> Draw:
-        sample = _pick(captioned(self.folders.sensitive), self.seed, 2, step * self.n_extra + i)
-        position = self.n_unlabeled + self.n_paired + i
-        return Draw(position, sample, sample.caption, self._view(step, position), is_extra=True)
+    def _own(self, step: int, i: int) -> Sample:
+        return _pick(captioned(self.folders.sensitive), self.seed, 2, step * self._n_own(self.n_sensitive) + i)
+
+    def _n_own(self, n: int) -> int:
+        """How many of n carry a sensitive caption: some and not all, or R would compare different prompts."""
+        if self.own_share in (0, 1):
+            return int(self.own_share * n)
+        return min(max(round(self.own_share * n), 1), n - 1)
 
     def _view(self, step: int, position: int) -> View:
         chance = rng(self.seed, VIEW, step, position)
@@ -73,7 +84,7 @@ def views(*, flip: bool, crops: int) -> list[View]:
 
 
 def captioned(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples with a caption of their own: only these can be extra."""
+    """Samples with a caption of their own."""
     return [s for s in samples if s.caption is not None]
 
 

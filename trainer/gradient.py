@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from .pu_loss import Risks, Weights, risks, sign
 from .ranks import ONE, Ranks
 
-
-class Member(Protocol):
-    """What a batch is made of; a dataset.Draw is one."""
-
-    is_extra: bool
-
-
-T = TypeVar("T", bound=Member)
+T = TypeVar("T")  # what a batch is made of, such as a draws.Draw
 
 
 @dataclass(frozen=True)
@@ -50,7 +43,7 @@ def accumulate(
     Args:
         losses_of: (differentiable losses [n], importance [n]) of some members, all unlabeled or all sensitive; the same
             at every call.
-        sensitive: paired members, then extra ones; may be empty where the objective ignores them.
+        sensitive: may be empty where the objective ignores them.
         micro_batch: members in the model at once; changes memory and speed only.
         backward: how to differentiate a scalar (fp16 scales it first).
         ranks: the batch is shared out over these; each rank calls this with the whole batch and gets the same outcome.
@@ -58,27 +51,19 @@ def accumulate(
     _clear(parameters)
     none = parameters[0].new_zeros(0, dtype=torch.float32)
 
-    def run(members: Sequence[T], weigh: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def run(members: Sequence[T], weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         mine = _pass(losses_of, ranks.share(members), micro_batch, backward, weigh)
         losses, importance = (torch.cat([none, *(part[i] for part in mine)]) for i in (0, 1))
         return ranks.whole(losses, len(members)), ranks.whole(importance, len(members))
 
     def run_sensitive(s: int) -> tuple[Tensor, Tensor]:
-        return run(sensitive, lambda losses, is_extra: weights.sensitive(losses, is_extra, s))
+        return run(sensitive, lambda losses: weights.sensitive(losses, s))
 
-    losses_u, importance_u = run(unlabeled, lambda losses, _: weights.unlabeled(losses))
+    losses_u, importance_u = run(unlabeled, weights.unlabeled)
     waiting = _take(parameters)
     s = assumed_sign
     losses_s, importance_s = run_sensitive(s)
-    is_extra = torch.tensor([m.is_extra for m in sensitive], dtype=torch.bool, device=losses_u.device)
-    found = risks(
-        weights.objective,
-        losses_u,
-        losses_s[~is_extra],
-        losses_s[is_extra],
-        prior=weights.prior,
-        importance=(importance_u, importance_s[~is_extra], importance_s[is_extra]),
-    )
+    found = risks(weights.objective, losses_u, losses_s, prior=weights.prior, importance=(importance_u, importance_s))
     flipped = bool(sensitive) and weights.depends_on_sign and sign(found.normal) != s
     if flipped:
         s = -s
@@ -96,14 +81,13 @@ def _pass(
     members: Sequence[T],
     micro_batch: int,
     backward: Callable[[Tensor], None],
-    weigh: Callable[[Tensor, Tensor], Tensor],
+    weigh: Callable[[Tensor], Tensor],
 ) -> list[tuple[Tensor, Tensor]]:
     """Add sum_i w_i * d l_i to the gradients, micro-batch by micro-batch. Returns: losses and importance of each."""
     found = []
     for part in _parts(members, micro_batch):
         losses, importance = losses_of(part)
-        is_extra = torch.tensor([m.is_extra for m in part], device=losses.device)
-        backward((weigh(losses.detach(), is_extra) * importance * losses).sum())
+        backward((weigh(losses.detach()) * importance * losses).sum())
         found.append((losses.detach(), importance))
     return found
 

@@ -85,7 +85,7 @@ class Loop:
         self.check = check
         self.batches = make_batches(config, folders)
         self.weights = pu_loss.Weights(
-            config.objective, config.prior, self.batches.n_unlabeled, self.batches.n_paired, self.batches.n_extra
+            config.objective, config.prior, self.batches.n_unlabeled, self.batches.n_sensitive
         )
         self.progress = Progress()
         self.scale: Scale | None = None
@@ -209,7 +209,7 @@ class Loop:
             risk_unlabeled=risks.unlabeled,
             risk_sensitive=risks.sensitive,
             normal_risk=risks.normal,
-            ratio=risks.paired / risks.unlabeled,
+            ratio=risks.loss_sensitive / risks.unlabeled,
             slope=risks.slope,
             sign_flips=self.progress.sign_flips,
             lr=lr,
@@ -237,14 +237,14 @@ class Loop:
 
 
 def make_batches(config: TrainConfig, folders: Folders) -> Batches:
-    needs_sensitive = config.objective != "unsupervised"
-    extra = round(config.sensitive_prompt_share * config.batch_sensitive)
+    enough = min(config.batch_unlabeled, config.batch_sensitive) > 1
+    has_own = enough and config.objective != "unsupervised" and draws.captioned(folders.sensitive)
     return Batches(
         folders,
         config.seed,
         n_unlabeled=config.batch_unlabeled,
-        n_paired=config.batch_sensitive if needs_sensitive else 0,
-        n_extra=extra if needs_sensitive and draws.captioned(folders.sensitive) else 0,
+        n_sensitive=config.batch_sensitive,
+        own_share=config.sensitive_prompt_share if has_own else 0.0,
         caption_dropout=config.caption_dropout,
         flip=config.flip,
         crops=config.crops,

@@ -31,8 +31,7 @@ class Wanted:
 
 def settle(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
     """`choose` for the settings of a run."""
-    extra = round(config.sensitive_prompt_share * config.batch_sensitive)
-    batch = max(config.batch_unlabeled, config.batch_sensitive + extra)
+    batch = max(config.batch_unlabeled, config.batch_sensitive)
     wanted = Wanted(batch, config.micro_batch, config.checkpointing, config.weights, config.offload, config.attention)
     return choose(shape_of(config, base), wanted, precision, budget_mib)
 

@@ -9,9 +9,7 @@ l, and of calling it sensitive phi(l) = -log(1 - exp(-l)). The unlabeled data ar
     supervised    mean over the batch of l (unlabeled) and phi(l) (sensitive)
     unsupervised  E_U[l]
 
-Sensitive samples come in two kinds: *paired* ones carry the caption of an unlabeled sample and count in R; *extra*
-ones carry their own and count in the sensitive risk only, because under that caption there is no unlabeled data
-to subtract from.
+The identity holds prompt by prompt, so within a batch both kinds must carry the same captions (see draws).
 
 Source: Takahashi et al., ICLR 2025 (arXiv 2503.03789); nnpu: Kiryo et al., NeurIPS 2017.
 """
@@ -49,75 +47,73 @@ class Risks:
 
     objective: float  # what is minimised
     unlabeled: float  # E_U[l]
-    paired: float  # E_S[l] over the sensitive samples under unlabeled captions; nan without any
-    sensitive: float  # prior * E_S[phi(l)] over all sensitive samples
+    loss_sensitive: float  # E_S[l]; nan without any
+    sensitive: float  # prior * E_S[phi(l)]
     normal: float  # R
-    slope: float  # mean phi' over all sensitive samples: near 0 means that the sensitive term is dead
+    slope: float  # E_S[phi']: near 0 means that the sensitive term is dead
 
 
-def normal_risk(unlabeled: Tensor, paired: Tensor, *, prior: float) -> Tensor:
+def normal_risk(unlabeled: Tensor, sensitive: Tensor, *, prior: float) -> Tensor:
     """Estimate (1 - prior) * E_normal[l] from what we have.
 
     Args:
         unlabeled: [n_u] losses of unlabeled samples.
-        paired: [n_s] losses of sensitive samples under the same captions.
+        sensitive: [n_s] losses of sensitive samples under the same captions.
         prior: share of sensitive samples in the unlabeled set, 0 < prior < 1.
     Returns: scalar; may be negative on a finite batch.
     Raises: ValueError if a group is empty.
     Source: Takahashi et al. 2025, the PU rewriting of the normal ELBO.
     """
-    if not len(unlabeled) or not len(paired):
-        raise ValueError(f"need both groups, got {len(unlabeled)} unlabeled and {len(paired)} sensitive samples")
-    return unlabeled.mean() - prior * paired.mean()
+    if not len(unlabeled) or not len(sensitive):
+        raise ValueError(f"need both groups, got {len(unlabeled)} unlabeled and {len(sensitive)} sensitive samples")
+    return unlabeled.mean() - prior * sensitive.mean()
 
 
-# of the unlabeled, paired and extra samples: [n_u], [n_s], [n_e], or one number for all
-Importance = tuple[Tensor | float, Tensor | float, Tensor | float]
-EQUAL: Importance = (1.0, 1.0, 1.0)
+# of the unlabeled and the sensitive samples: [n_u], [n_s], or one number for all
+Importance = tuple[Tensor | float, Tensor | float]
+EQUAL: Importance = (1.0, 1.0)
 
 
 def objective_value(
-    objective: str, unlabeled: Tensor, paired: Tensor, extra: Tensor, *, prior: float, importance: Importance = EQUAL
+    objective: str, unlabeled: Tensor, sensitive: Tensor, *, prior: float, importance: Importance = EQUAL
 ) -> Tensor:
     """The objective on a full batch, differentiable: the oracle that the step gradient is tested against.
 
     Args:
         objective: one of OBJECTIVES.
-        unlabeled, paired, extra: [n_u], [n_s], [n_e] losses; extra may be empty.
+        unlabeled, sensitive: [n_u], [n_s] losses.
         importance: factors of samples (min-SNR), outside phi: a sample counts less, its probability stays.
     Returns: scalar.
     """
-    of_unlabeled, of_paired, of_extra = importance
+    of_unlabeled, of_sensitive = importance
     if objective == "unsupervised":
         return (of_unlabeled * unlabeled).mean()
-    sensitive = torch.cat([of_paired * sensitive_loss(paired), of_extra * sensitive_loss(extra)])
+    called_sensitive = of_sensitive * sensitive_loss(sensitive)
     if objective == "supervised":
-        return torch.cat([of_unlabeled * unlabeled, sensitive]).mean()
-    risk = normal_risk(of_unlabeled * unlabeled, of_paired * paired, prior=prior)
+        return torch.cat([of_unlabeled * unlabeled, called_sensitive]).mean()
+    risk = normal_risk(of_unlabeled * unlabeled, of_sensitive * sensitive, prior=prior)
     if objective == "nnpu" and risk < 0:
         return -risk
-    return prior * sensitive.mean() + risk.abs()
+    return prior * called_sensitive.mean() + risk.abs()
 
 
 def risks(
-    objective: str, unlabeled: Tensor, paired: Tensor, extra: Tensor, *, prior: float, importance: Importance = EQUAL
+    objective: str, unlabeled: Tensor, sensitive: Tensor, *, prior: float, importance: Importance = EQUAL
 ) -> Risks:
     """All parts of one step's objective, for the log and for the sign that the gradient needs."""
     nan = float("nan")
-    value = objective_value(objective, unlabeled, paired, extra, prior=prior, importance=importance).item()
-    of_unlabeled, of_paired, of_extra = importance
-    weighed_u, weighed_p = of_unlabeled * unlabeled, of_paired * paired
+    value = objective_value(objective, unlabeled, sensitive, prior=prior, importance=importance).item()
+    of_unlabeled, of_sensitive = importance
+    weighed_u, weighed_s = of_unlabeled * unlabeled, of_sensitive * sensitive
     if objective == "unsupervised":
         return Risks(value, weighed_u.mean().item(), nan, nan, nan, nan)
-    sensitive = torch.cat([of_paired * sensitive_loss(paired), of_extra * sensitive_loss(extra)])
-    slopes = torch.cat([of_paired * sensitive_slope(paired), of_extra * sensitive_slope(extra)])
     return Risks(
         objective=value,
         unlabeled=weighed_u.mean().item(),
-        paired=weighed_p.mean().item(),
-        sensitive=prior * sensitive.mean().item(),
-        normal=normal_risk(weighed_u, weighed_p, prior=prior).item(),
-        slope=slopes.mean().item(),
+        loss_sensitive=weighed_s.mean().item(),
+        sensitive=prior * (of_sensitive * sensitive_loss(sensitive)).mean().item(),
+        normal=normal_risk(weighed_u, weighed_s, prior=prior).item(),
+        slope=(of_sensitive * sensitive_slope(sensitive)).mean().item(),
     )
 
 
@@ -139,8 +135,7 @@ class Weights:
     objective: str
     prior: float
     n_unlabeled: int
-    n_paired: int
-    n_extra: int
+    n_sensitive: int
 
     def unlabeled(self, losses: Tensor) -> Tensor:
         """[n] losses -> [n] weights, still without the factor s (`unlabeled_factor`)."""
@@ -150,12 +145,11 @@ class Weights:
         """What the summed unlabeled gradient is multiplied with once s is known."""
         return s if self.depends_on_sign else 1
 
-    def sensitive(self, losses: Tensor, is_extra: Tensor, s: int) -> Tensor:
+    def sensitive(self, losses: Tensor, s: int) -> Tensor:
         """Weights of sensitive samples under an assumed sign.
 
         Args:
             losses: [n], detached.
-            is_extra: [n] bool, samples under their own caption: outside R.
             s: sign of R.
         Returns: [n].
         """
@@ -163,10 +157,8 @@ class Weights:
             return torch.zeros_like(losses)
         if self.objective == "supervised":
             return sensitive_slope(losses) / self._unlabeled_count
-        pull = torch.zeros_like(losses)
-        if self.objective == "pu" or s > 0:
-            pull = self.prior * sensitive_slope(losses) / (self.n_paired + self.n_extra)
-        return pull - (~is_extra) * (self.prior * s / self.n_paired)
+        pull = sensitive_slope(losses) if self.objective == "pu" or s > 0 else torch.zeros_like(losses)
+        return (pull - s) * (self.prior / self.n_sensitive)
 
     @property
     def depends_on_sign(self) -> bool:
@@ -174,5 +166,4 @@ class Weights:
 
     @property
     def _unlabeled_count(self) -> int:
-        whole = self.n_unlabeled + self.n_paired + self.n_extra
-        return whole if self.objective == "supervised" else self.n_unlabeled
+        return self.n_unlabeled + (self.n_sensitive if self.objective == "supervised" else 0)

@@ -1,4 +1,4 @@
-"""One run's folder: config.toml, events.jsonl, state/, cache/, samples/. Everything in it is whole or absent."""
+"""One run's folder: config.toml, events.jsonl, state/, cache/, keep/, samples/. Everything in it is whole or absent."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class RunDir:
         self.lora = output_dir / f"{name}.safetensors"
         self.cache = self.root / "cache"
         self.samples = self.root / "samples"
+        self.keep = self.root / "keep"
         self.report = self.root / "report.html"
         self._state = self.root / "state"
 

@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .dataset import Folders
 from .draws import views
 from .encode import encode
 from .errors import NonFinite, Stopped
+from .keep import kept_samples
 from .loop import Loop, StepReport
 from .model import Base
 from .ranks import ONE, Ranks
@@ -67,7 +69,16 @@ def run(
         picture: makes the pictures during training (--sample-every) from (what is trained so far, step).
     Raises: Stopped or NonFinite after saving LoRA and state of the last finished step; UserError.
     """
-    loop = _load(config, base, folders, run_dir, ranks, emit, check)
+    device = memory.choose_device(config.device, is_alone=ranks.world == 1)
+    switches = _choose_switches(config, base, device, emit)
+    if config.keep_prompts:
+        emit("phase", name="keep")
+        make = partial(kept_samples, config, base, run_dir.keep, switches, device=device, check=check)
+        if ranks.is_first:
+            make()
+        ranks.wait()
+        folders = replace(folders, unlabeled=[*folders.unlabeled, *make()])
+    loop = _load(config, base, folders, run_dir, ranks, device, switches, emit, check)
     if is_resume:
         loop.restore(run_dir.load_state())
         if ranks.is_first:
@@ -108,12 +119,11 @@ def _load(
     folders: Folders,
     run_dir: RunDir,
     ranks: Ranks,
+    device: torch.device,
+    switches: Switches,
     emit: Emit,
     check: Callable[[], None],
 ) -> Loop:
-    device = memory.choose_device(config.device, is_alone=ranks.world == 1)
-    switches = _choose_switches(config, base, device, emit)
-
     def progress(what: str, done: int, of: int) -> None:
         check()
         emit("phase", name="encode", what=what, done=done, total=of)

@@ -24,8 +24,8 @@ class PUApplyLoRA(io.ComfyNode):
             category=CATEGORY,
             description="Puts a LoRA from PU Unlearn, or one from the list, on a model.",
             inputs=[
-                io.Model.Input("model"),
-                io.Clip.Input("clip"),
+                io.Model.Input("model", tooltip="A Stable Diffusion 1.x model."),
+                io.Clip.Input("clip", tooltip="Its text encoder; changed where the LoRA holds layers for it."),
                 io.LoraModel.Input("lora", optional=True, tooltip="From PU Unlearn."),
                 io.Combo.Input(
                     "lora_name",
@@ -90,10 +90,10 @@ class PUCompare(io.ComfyNode):
             category=CATEGORY,
             description="The same seeds from two models, side by side.",
             inputs=[
-                io.Model.Input("before"),
-                io.Model.Input("after"),
-                io.Clip.Input("clip"),
-                io.Vae.Input("vae"),
+                io.Model.Input("before", tooltip="The model as it was: the left column."),
+                io.Model.Input("after", tooltip="The model with the LoRA: the right column."),
+                io.Clip.Input("clip", tooltip="Reads the prompt for both."),
+                io.Vae.Input("vae", tooltip="Makes both models' latents into images."),
                 io.String.Input("prompt", default="a photo", multiline=True, tooltip="For both models."),
                 io.Int.Input("first_seed", default=0, min=0, max=2**32 - 1, tooltip="The first seed."),
                 io.Int.Input("count", default=4, min=1, max=16, tooltip="How many seeds, one after the other."),

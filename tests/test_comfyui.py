@@ -53,7 +53,7 @@ def test_every_widget_is_where_the_templates_have_it(server):
         assert [n for n in order if is_widget(kinds[n][0])] == widgets, name
         assert [n for n in order if not is_widget(kinds[n][0])] == [n for n, _ in links], name
         assert info["output"] == [kind for _, kind in outputs], name
-        assert all(kinds[n][1].get("tooltip") for n in widgets if name.startswith("PU")), name
+        assert all(kinds[n][1].get("tooltip") for n in order if name.startswith("PU")), name
 
 
 def test_templates_are_listed(server):
@@ -148,6 +148,14 @@ def test_checkpoints_outside_the_list_are_refused(server, name):
     assert "is not in the list of checkpoints" in server.post("prompt", {"prompt": demo(checkpoint=name)})["refused"]
 
 
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "other.safetensors"])
+def test_loras_outside_the_list_are_refused(server, name):
+    sd = workflow("unlearn-with-sd15-checkpoint", checkpoint="tiny.safetensors", ckpt_name="tiny.safetensors")
+    (apply,) = (node for node in sd.values() if node["class_type"] == "PUApplyLoRA")
+    apply["inputs"]["lora_name"] = name
+    assert "is not in the list of LoRAs" in json.dumps(server.post("prompt", {"prompt": sd}))
+
+
 def test_sd_template_on_a_random_checkpoint(server):
     """From checkpoint and folders to pictures in ComfyUI; and the LoRA through the core loader."""
     changes = {"checkpoint": "tiny.safetensors", "ckpt_name": "tiny.safetensors", "name": "sd", "resolution": 64}
@@ -230,9 +238,9 @@ def patched_weights(checkpoint, lora):
 
 
 def test_patched_weights_are_the_loras(server):
-    lora = server.base / "output" / "loras" / "sd.safetensors"  # the template's, trained by the test above
-    found = patched_weights(server.base / "models" / "checkpoints" / "tiny.safetensors", lora)
-    assert found["patches"] == sum(name.endswith(".alpha") for name in load_file(lora)) > 0
+    file = server.base / "output" / "loras" / "sd.safetensors"  # the template's, trained by the test above
+    found = patched_weights(server.base / "models" / "checkpoints" / "tiny.safetensors", file)
+    assert found["patches"] == sum(name.endswith(".alpha") for name in load_file(file)) > 0
     assert found["worst"] <= 1e-3 * found["moved"]
 
 

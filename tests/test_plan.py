@@ -4,11 +4,12 @@ import gc
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from random_checkpoint import FULL, SMALL, shapes
 
 from trainer import checkpoint, lora, plan, switches
 from trainer.diffusion import per_sample_error
-from trainer.estimate import Shape, predict
+from trainer.estimate import Shape, predict, predict_vae
 from trainer.plan import Wanted
 from trainer.switches import Switches
 
@@ -27,17 +28,21 @@ def measured_mib(shape, found):
     latents = torch.randn(found.micro_batch, 4, shape.height_px // 8, shape.width_px // 8)
     text = torch.randn(found.micro_batch, 77, shape.unet["cross_attention_dim"])
     t = torch.zeros(found.micro_batch, dtype=torch.long)
+    peak = profiled_mib(lambda: per_sample_error(unet(latents, t, text).sample, latents).sum().backward())
+    return peak - 4 * sum(p.numel() for p in lora.parameters(unet)) / 2**20  # without the gradients
+
+
+def profiled_mib(call):
+    """What the allocator gave out at most, by its own events in torch's profiler."""
     gc.collect()
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        per_sample_error(unet(latents, t, text).sample, latents).sum().backward()
-    # the allocator's own events: [memory] entries carry every allocation and release in order
+        call()
     held = peak = 0
     for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
+        if event.name() == "[memory]":  # entries carry every allocation and release in order
             held += event.nbytes()
             peak = max(peak, held)
-    gradients = 4 * sum(p.numel() for p in lora.parameters(unet))
-    return (peak - gradients) / 2**20
+    return peak / 2**20
 
 
 @pytest.mark.parametrize("found", [Switches("fp32", "fp32"), Switches("fp32", "fp32", checkpointing=99)], ids=str)
@@ -58,6 +63,17 @@ def test_estimate_agrees_with_the_profiler_at_full_shape(px, checkpointing):
     assert held + predicted.activations == pytest.approx(held + measured, rel=0.1)
     largest = max(4 * torch.Size(s).numel() for s in shapes(FULL).values() if len(s) == 4) / 2**20
     assert 0.9 * predicted.activations <= measured <= 1.1 * predicted.activations + largest
+
+
+def test_vae_estimate_agrees_with_the_profiler():
+    config = checkpoint.part_config(shapes(SMALL), "vae")
+    vae = AutoencoderKL.from_config(config).eval()
+    weights = 4 * sum(p.numel() for p in vae.parameters()) / 2**20
+    with torch.no_grad():
+        encoding = profiled_mib(lambda: vae.encode(torch.zeros(1, 3, 256, 256)))
+        decoding = profiled_mib(lambda: vae.decode(torch.zeros(1, 4, 32, 32)))
+    found = predict_vae(config, 256, 256)
+    assert found == pytest.approx((weights + encoding, weights + decoding), rel=0.1)
 
 
 def test_weights_are_counted_exactly():

@@ -7,7 +7,7 @@ every storage is counted from its creation to its end. That takes a few seconds 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,6 +106,28 @@ def predict(shape: Shape, found: Switches) -> Estimate:
         lora=(4 * trained + gradients + states) / MIB,
         activations=(live.peak - held - gradients) / MIB,
     )
+
+
+def predict_vae(vae: dict[str, Any], height_px: int, width_px: int) -> tuple[float, float]:
+    """Peak MiB of the VAE in fp32, weights included: (encoding one image, decoding one). Args: vae: its config."""
+    from diffusers import AutoencoderKL
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), quiet():
+        model = AutoencoderKL.from_config(vae).eval()
+        passes = {
+            model.encode: torch.empty(1, 3, height_px, width_px),
+            model.decode: torch.empty(1, vae["latent_channels"], height_px // 8, width_px // 8),
+        }
+        return tuple(_peak_mib(model, call, value) for call, value in passes.items())
+
+
+def _peak_mib(model: nn.Module, call: Callable[[Tensor], Any], value: Tensor) -> float:
+    live = LiveStorages()
+    for tensor in (*model.parameters(), value):
+        live.add(tensor)
+    with live:
+        call(value)
+    return live.peak / MIB
 
 
 def build(shape: Shape, found: Switches) -> nn.Module:

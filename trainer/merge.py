@@ -49,7 +49,7 @@ def ldm_names(base: Base) -> dict[str, str]:
     prefix = checkpoint.PREFIXES["unet"]
     keys = [name for name in checkpoint.shapes(base.path) if name.startswith(prefix)]
     convert: Callable = convert_ldm_unet_checkpoint
-    converted = convert({key: torch.tensor(i) for i, key in enumerate(keys)}, model.unet_config(base))
+    converted = convert({key: torch.tensor(i) for i, key in enumerate(keys)}, model.part_config(base, "unet"))
     return {name: keys[number] for name, number in converted.items()}
 
 

@@ -110,11 +110,12 @@ def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
     return sha256(file)
 
 
-def unet_config(base: Base) -> dict[str, Any]:
-    """UNet2DConditionModel's arguments, without loading weights."""
-    if not base.is_file:
-        return read_config(base.path / "unet")
-    return checkpoint.part_config(checkpoint.shapes(base.path), "unet")
+def part_config(base: Base, part: str) -> dict[str, Any]:
+    """The arguments of the part's class, without loading weights. Args: part: "unet" or "vae"."""
+    place = _place(base, part)
+    if place.is_dir():
+        return read_config(place)
+    return checkpoint.part_config(checkpoint.shapes(place), part)
 
 
 def _place(base: Base, part: str) -> Path:

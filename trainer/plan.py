@@ -12,7 +12,7 @@ from . import errors, hub, memory, model, switches
 from .builtin import CONFIG
 from .command_line import parse
 from .config import TrainConfig
-from .estimate import Estimate, Shape, build, predict
+from .estimate import Estimate, Shape, build, predict, predict_vae
 from .model import Base
 from .switches import Switches
 
@@ -37,7 +37,7 @@ def settle(config: TrainConfig, base: Base, precision: str, budget_mib: float) -
 
 
 def shape_of(config: TrainConfig, base: Base) -> Shape:
-    return Shape(model.unet_config(base), config.rank, config.optimizer, config.resolution, config.resolution)
+    return Shape(model.part_config(base, "unet"), config.rank, config.optimizer, config.resolution, config.resolution)
 
 
 def choose(shape: Shape, wanted: Wanted, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
@@ -132,7 +132,12 @@ def main(argv: Sequence[str]) -> int:
     precision = memory.choose_precision(config.precision, device) if is_here else _or_half(config.precision)
     budget = memory.budget_mib(device, config.vram_budget) if is_here else (config.vram_budget or 1e6) * 1024
     found, estimate = settle(config, base, precision, budget)
-    lines, fits = table(found, estimate), estimate.total <= budget
+    encoding, decoding = predict_vae(model.part_config(base, "vae"), config.resolution, config.resolution)
+    before, after = encoding + estimate.context, estimate.weights + decoding + estimate.context
+    lines = [*table(found, estimate), _row("before it, encoding", before), _row("after it, making pictures", after)]
+    fits = max(estimate.total, before) <= budget
+    if after > budget:
+        lines.append("pictures are decoded on the CPU where the card is too small for it")
     if is_here or config.vram_budget:
         lines.append(f"{'fits into' if fits else 'does not fit into'} {budget / 1024:.1f} GiB")
     if invocation.events:
@@ -157,4 +162,8 @@ def table(found: Switches, estimate: Estimate) -> list[str]:
         "CUDA itself (counted as)": estimate.context,
         "peak": estimate.total,
     }
-    return [chosen, *(f"  {name:<28}{mib:8.0f} MiB" for name, mib in rows.items())]
+    return [chosen, *(_row(name, mib) for name, mib in rows.items())]
+
+
+def _row(name: str, mib: float) -> str:
+    return f"  {name:<28}{mib:8.0f} MiB"

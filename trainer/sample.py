@@ -82,10 +82,20 @@ def _denoise(pipe: Any, latents: Any, states: Any, steps: int, guidance: float, 
 
 
 def _decode(pipe: Any, latents: Any) -> np.ndarray:
-    """[n, 4, h, w] -> [n, 8h, 8w, 3] uint8, in fp32 where the latents are; then the VAE goes back to the CPU."""
-    pipe.vae.to(latents.device)
-    images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    """[n, 4, h, w] -> [n, 8h, 8w, 3] uint8, in fp32 where the latents are, or on the CPU where that is too small.
+
+    Then the VAE goes back to the CPU. It takes more than a frugal training does: 1.1 GiB for 512 px.
+    """
+    import torch
+
+    latents = latents / pipe.vae.config.scaling_factor
+    try:
+        images = pipe.vae.to(latents.device).decode(latents).sample
+    except torch.OutOfMemoryError:
+        images = None  # not here: what failed is held as long as the exception is
     pipe.vae.to("cpu")
+    if images is None:
+        images = pipe.vae.decode(latents.cpu()).sample
     return (images.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -197,6 +197,8 @@ def _tell_found(config: TrainConfig, folders: Folders, console: Console) -> None
         console.emit("warning", message=f"skipped {line}")
     for line in data.describe(config, folders):
         console.say(line)
+    if data.may_spill_over(config, folders):
+        console.emit("warning", message=data.SPILL_OVER)
 
 
 def _output(config: TrainConfig) -> str:

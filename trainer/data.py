@@ -7,6 +7,11 @@ from .command_line import Invocation
 from .config import TrainConfig, folders_of
 from .dataset import Folders, scan
 
+SPILL_OVER = (
+    "sensitive prompts of their own are unlearned, and prompts near them may change along. "
+    'Name those that must stay: --keep-prompts "… | …"'
+)
+
 
 def find(config: TrainConfig) -> Folders:
     """The images of both folders. Raises: UserError, see dataset.scan."""
@@ -31,6 +36,12 @@ def describe(config: TrainConfig, folders: Folders) -> list[str]:
     captions = list(dict.fromkeys(s.caption for s in folders.unlabeled))
     more = f"; … ({len(captions)} in all)" if len(captions) > 3 else ""
     return [*lines, "captions: " + "; ".join(captions[:3]) + more]
+
+
+def may_spill_over(config: TrainConfig, folders: Folders) -> bool:
+    """Whether prompts are unlearned beside which no image shows what must stay."""
+    has_own = config.sensitive_prompt_share > 0 and any(s.caption for s in folders.sensitive)
+    return has_own and not config.keep_prompts and len({s.caption for s in folders.unlabeled}) == 1
 
 
 def run(invocation: Invocation) -> int:

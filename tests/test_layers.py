@@ -20,7 +20,7 @@ ALONE = {
     "lora",
     "lora_file",
 }
-ALONE |= {"memory", "pu_loss", "randomness", "ranks", "run_dir", "stopping"}
+ALONE |= {"duplicates", "memory", "mixture", "pu_loss", "randomness", "ranks", "run_dir", "stopping"}
 ALLOWED = {
     **{name: set() for name in ALONE},
     # what a run's input is
@@ -29,11 +29,14 @@ ALLOWED = {
     "command_line": {"builtin", "config", "contradictions", "kohya"},
     "dataset": {"randomness"},
     "sheet": {"dataset"},
-    "data": {"command_line", "config", "dataset", "sheet"},
+    "data": {"builtin", "command_line", "config", "dataset", "ranks", "sheet"},
     "draws": {"dataset", "randomness"},
     "checkpoint": {"ckpt"},
     "model": {"builtin", "checkpoint", "diffusion", "hub", "libraries"},
     "encode": {"dataset", "model", "ranks"},
+    "features": {"dataset", "diffusion", "encode", "model", "ranks"},
+    "audit": {"builtin", "command_line", "config", "data", "dataset", "duplicates", "features", "hub", "memory"}
+    | {"mixture", "model", "ranks", "sheet", "stopping", "switches"},
     # how much memory it takes
     "switches": {"frozen", "lora"},
     "estimate": {"diffusion", "frozen", "libraries", "lora", "switches"},
@@ -55,7 +58,7 @@ ALLOWED = {
     "evaluate": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},
     "report": {"config", "evaluate", "run_dir", "train"},
     "console": {"run_dir"},
-    "__main__": {"bench", "builtin", "command_line", "config", "console", "data", "dataset", "evaluate", "hub"}
+    "__main__": {"audit", "bench", "builtin", "command_line", "config", "console", "data", "dataset", "evaluate", "hub"}
     | {"model", "plan", "ranks", "report", "run_dir", "sample", "stopping", "train"},
 }
 

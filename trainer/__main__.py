@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import plan
 
             return plan.main(argv[1:])
+        if argv and argv[0] in ("audit", "prior"):
+            from . import audit
+
+            return (audit.main if argv[0] == "audit" else audit.prior_main)(argv[1:])
         if argv and argv[0] == "data":
             return data.run(parse(argv[1:], CONFIG))
         invocation = parse(argv, CONFIG)
@@ -74,7 +78,7 @@ def train_command(invocation: Invocation) -> int:
     console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir, is_silent=not ranks.is_first)
     _introduce(invocation, console)
     if invocation.is_builtin:
-        config = _with_digits(config, ranks)
+        config = data.with_digits(config, ranks)
     base, folders = _find_base(config), data.find(config)
     lock = locked(run_dir.root) if ranks.is_first else contextlib.nullcontext()
     with lock, contextlib.closing(console):
@@ -173,17 +177,6 @@ def _cpu_torch_on_nvidia() -> str | None:
         "An NVIDIA card is here, but this torch was built without CUDA, so training would run on the CPU. Mend it with:"
         "\n  pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
     )
-
-
-def _with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """Write the built-in digits as ordinary folders, and go on as if the user had named them."""
-    from .builtin import digits
-
-    if ranks.is_first:
-        digits.write_folders(config.output_dir / "digits")
-    ranks.wait()
-    folders = digits.write_folders(config.output_dir / "digits")
-    return config.model_copy(update={k: folders[k] for k in ("unlabeled", "sensitive")})
 
 
 def _find_base(config: TrainConfig) -> Base:

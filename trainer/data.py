@@ -6,11 +6,23 @@ from . import errors, sheet
 from .command_line import Invocation
 from .config import TrainConfig, folders_of
 from .dataset import Folders, scan
+from .ranks import Ranks
 
 SPILL_OVER = (
     "sensitive prompts of their own are unlearned, and prompts near them may change along. "
     'Name those that must stay: --keep-prompts "… | …"'
 )
+
+
+def with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """Write the built-in digits as ordinary folders, and go on as if the user had named them."""
+    from .builtin import digits
+
+    if ranks.is_first:
+        digits.write_folders(config.output_dir / "digits")
+    ranks.wait()
+    folders = digits.write_folders(config.output_dir / "digits")
+    return config.model_copy(update={k: folders[k] for k in ("unlabeled", "sensitive")})
 
 
 def find(config: TrainConfig) -> Folders:

@@ -1,6 +1,7 @@
-"""A contact sheet of the two folders: what the trainer will see of their first images."""
+"""Contact sheets: what the trainer will see of the two folders' first images; what an audit puts first."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -8,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .dataset import Folders, Sample, read_image
 from .files import replacing
 
-TILE_PX, COLUMNS, ROWS, BAR_PX = 96, 8, 3, 26
+TILE_PX, COLUMNS, ROWS, BAR_PX, LABEL_PX = 96, 8, 3, 26, 18
 
 
 def save(folders: Folders, target: Path) -> None:
@@ -20,6 +21,19 @@ def save(folders: Folders, target: Path) -> None:
     for part in parts:
         sheet.paste(part, (0, y))
         y += part.height
+    with replacing(target) as temporary:
+        sheet.save(temporary)
+
+
+def save_ranked(ranked: Sequence[tuple[Path, float]], target: Path) -> None:
+    """Write a PNG of images with their scores, the highest first."""
+    height = TILE_PX + LABEL_PX
+    sheet = Image.new("RGB", (COLUMNS * TILE_PX, height * math.ceil(len(ranked) / COLUMNS)), "white")
+    for i, (path, score) in enumerate(ranked):
+        x, y = i % COLUMNS * TILE_PX + 2, i // COLUMNS * height + 2
+        sheet.paste(Image.fromarray(read_image(path, (TILE_PX - 4, TILE_PX - 4))), (x, y))
+        text = f"{i + 1}: {score:.2f}"
+        ImageDraw.Draw(sheet).text((x, y + TILE_PX - 4), text, fill="black", font=ImageFont.load_default(12))
     with replacing(target) as temporary:
         sheet.save(temporary)
 

@@ -1,0 +1,101 @@
+"""How much of a mixture is sensitive, and which of its images: from features of both piles. Knows no models.
+
+A classifier is trained to tell sensitive (labeled) from unlabeled images. Sensitive images hidden among the unlabeled
+look like labeled ones, so they score high; and the share of the unlabeled that score as high as the labeled ones is the
+prior.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+FOLDS = 5
+CONFIDENCE = 0.1  # delta of the bounds below
+TOO_WIDE = 0.25  # an estimate that may be off by more tells nothing that a guess does not
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Estimate of the share of sensitive images among the unlabeled ones."""
+
+    value: float
+    low: float  # bootstrap interval, 95 %
+    high: float
+    elkan_noto: float  # a cross-check that tends to be too high
+    bound: float  # half-width that holds for any data of this many images
+    n_unlabeled: int
+    n_sensitive: int
+
+    @property
+    def is_telling(self) -> bool:
+        return self.bound <= TOO_WIDE
+
+
+def cross_fit(features: np.ndarray, is_sensitive: np.ndarray, *, seed: int) -> np.ndarray:
+    """p(labeled sensitive | image), each by a logistic regression that was not trained on that image.
+
+    Args:
+        features: [n, d]. is_sensitive: [n] bool: labeled so; the others are unlabeled.
+    Returns: [n].
+    Raises: ValueError with fewer than two images of a kind.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    smaller = min(is_sensitive.sum(), (~is_sensitive).sum())
+    if smaller < 2:
+        raise ValueError("needs at least 2 images of each kind")
+    # as many features as images, or more: a penalty that grows with their number keeps the scores of new images sane
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1 / features.shape[1], max_iter=2000))
+    folds = StratifiedKFold(min(FOLDS, smaller), shuffle=True, random_state=seed)
+    return cross_val_predict(classifier, features, is_sensitive, cv=folds, method="predict_proba")[:, 1]
+
+
+def best_bin(unlabeled: np.ndarray, sensitive: np.ndarray) -> float:
+    """The prior by best-bin estimation: share of unlabeled over share of sensitive above the best threshold.
+
+    Args: scores, [n_u] and [n_s], of images the classifier was not trained on.
+    Source: Garg et al. 2021 (arXiv 2111.00980), with their constant.
+    """
+    gamma = 0.01
+    thresholds = np.unique(sensitive)  # others leave the share of sensitive ones as it is
+    of_s = 1 - np.searchsorted(np.sort(sensitive), thresholds) / len(sensitive)
+    of_u = 1 - np.searchsorted(np.sort(unlabeled), thresholds) / len(unlabeled)
+    slack = _deviation(len(unlabeled)) + (1 + gamma) * _deviation(len(sensitive))
+    best = np.argmin((of_u + slack) / of_s)
+    return float(min(1.0, of_u[best] / of_s[best]))
+
+
+def elkan_noto(unlabeled: np.ndarray, sensitive: np.ndarray) -> float:
+    """The prior from calibrated probabilities. Args: as best_bin. Source: Elkan and Noto 2008, their estimator e1."""
+    labeled = sensitive.mean()  # p(labeled | sensitive)
+    odds = unlabeled / (1 - unlabeled)
+    return float(min(1.0, ((1 - labeled) / labeled * odds).mean()))
+
+
+def estimate(scores: np.ndarray, is_sensitive: np.ndarray, *, seed: int, draws: int = 500) -> Prior:
+    """The prior from cross-fitted scores, with a bootstrap interval over the images."""
+    unlabeled, sensitive = scores[~is_sensitive], scores[is_sensitive]
+    rng = np.random.default_rng(seed)
+    again = [
+        best_bin(rng.choice(unlabeled, len(unlabeled)), rng.choice(sensitive, len(sensitive))) for _ in range(draws)
+    ]
+    low, high = np.quantile(again, [0.025, 0.975])
+    value = best_bin(unlabeled, sensitive)
+    return Prior(
+        value=value,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        elkan_noto=elkan_noto(unlabeled, sensitive),
+        bound=_deviation(len(unlabeled)) + _deviation(len(sensitive)),
+        n_unlabeled=len(unlabeled),
+        n_sensitive=len(sensitive),
+    )
+
+
+def _deviation(n: int) -> float:
+    """By how much a share of n may be off, at any threshold at once (Dvoretzky, Kiefer, Wolfowitz; Massart)."""
+    return math.sqrt(math.log(4 / CONFIDENCE) / (2 * n))

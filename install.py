@@ -21,6 +21,8 @@ NEEDED = {
     "filelock": "3.12",
     "matplotlib": "3.8",
     "psutil": "5.9",
+    "scikit-learn": "1.4",
+    "imagehash": "4.3",
 }
 
 

@@ -22,7 +22,7 @@ def _rare() -> list[str]:
     return [name for name in widgets.fields() if name not in (*MAIN, *DATA)]
 
 
-def _checkpoints() -> list[str]:
+def checkpoints() -> list[str]:
     import folder_paths
 
     from .host import DEMO
@@ -103,7 +103,7 @@ class PUOptions(io.ComfyNode):
 def _inputs() -> list[Any]:
     """What PU Unlearn and PU Plan share. New ones go to the end: saved workflows count widgets by place."""
     return [
-        io.Combo.Input("checkpoint", options=_checkpoints(), tooltip="Stable Diffusion 1.x, or the built-in demo."),
+        io.Combo.Input("checkpoint", options=checkpoints(), tooltip="Stable Diffusion 1.x, or the built-in demo."),
         Dataset.Input("dataset", optional=True, tooltip="From PU Dataset; the demo brings its own."),
         Options.Input("options", optional=True, tooltip="From PU Options."),
         io.Combo.Input("preset", options=list(PRESETS), default="auto", tooltip="How much memory to use; auto: all."),

@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 AUX_ID = "pu-unlearn/pu-unlearn"
-OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
+OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit"}
 
 # node -> widgets in the order of its schema, then link inputs (name, type), then outputs (name, type)
 NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]] = {
@@ -49,6 +49,11 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
             ("before_after", "IMAGE"),
             ("report", "STRING"),
         ],
+    ),
+    "PUAudit": (
+        ["checkpoint", "top"],
+        [("dataset", "PU_DATASET")],
+        [("sheet", "IMAGE"), ("report", "STRING"), ("prior", "FLOAT")],
     ),
     "PUApplyLoRA": (
         ["lora_name", "strength"],

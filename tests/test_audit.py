@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 from trainer import mixture, model
@@ -15,13 +16,18 @@ from trainer.__main__ import main
 from trainer.builtin import MODEL, classifier, digits
 from trainer.dataset import Sample
 from trainer.duplicates import near_duplicates
-from trainer.features import features
+from trainer.features import Images, encoder_features, unet_features
 
 
 def is_odd(paths):
     images = np.stack([np.asarray(Image.open(path).convert("L")) for path in paths])
     found, _ = classifier.classify(classifier.load(), torch.from_numpy(images))
     return digits.is_sensitive(found.numpy())
+
+
+def images(samples, cache):
+    device = torch.device("cpu")
+    return Images(model.Base(MODEL), samples, 64, True, cache, device, torch.float32, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +52,7 @@ def test_shuffled_labels_find_nothing(audited):
     """The same code on labels that mean nothing: chance is the share of odd digits, 0.2."""
     folders = [sorted((audited / "digits" / kind).glob("*.png")) for kind in ("unlabeled", "sensitive")]
     samples = [Sample(path, None) for pile in folders for path in pile]
-    values = features(
-        model.Base(MODEL),
-        samples,
-        resolution=64,
-        bucket=True,
-        cache=audited / "pu-digits-audit" / "cache",
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        progress=lambda *_: None,
-    )
+    values = unet_features(images(samples, audited / "pu-digits-audit" / "cache"))
     labels = np.random.default_rng(0).permutation(np.arange(len(samples)) >= 400)
     truth = is_odd([s.path for s in samples])[~labels]
     scores = mixture.cross_fit(values, labels, seed=0)[~labels]
@@ -118,7 +115,12 @@ def test_nothing_is_overwritten(folders, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["audit", "--top", "0"], "--top: must be 1 or more, got 0"),
+        (["audit", "--top", "0"], "--top: must be a whole number from 1, got '0'"),
+        (["audit", "--score", "clip"], "must be one of unet, encoder, lora, got 'clip'"),
+        (["audit", "--score", "encoder"], "--score encoder and --encoder go together"),
+        (["audit", "--lora", "x.safetensors"], "--score lora and --lora go together"),
+        (["audit", "--score", "lora", "--lora", "x.safetensors"], "--lora: no file x.safetensors"),
+        (["audit", "--score", "encoder", "--encoder", "nowhere"], "--encoder: nowhere is no image encoder"),
         (["audit", "--apply"], "--move-to"),
         (["audit", "--priro", "0.2"], "--prior"),
         (["prior", "--unlabeled", "nowhere"], "no folder nowhere"),
@@ -129,6 +131,42 @@ def test_wrong_input(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_encoder_of_ones_own(digit_folders, tmp_path):
+    """Its features as transformers gives them: a small random CLIP and a ViT."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, ViTImageProcessor, ViTModel
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=small, projection_dim=12)).save_pretrained(tmp_path / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "clip")
+    ViTModel(ViTConfig(**vision)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    samples = [Sample(path, None) for path in sorted(digit_folders["unlabeled"].glob("*.png"))]
+    for name, width in (("clip", 12), ("vit", 16)):
+        found = encoder_features(images(samples, tmp_path), str(tmp_path / name))
+        assert found.shape == (len(samples), width)
+        assert np.ptp(found, axis=0).max() > 0
+
+
+def test_a_lora_shows_what_it_raised(digit_folders, tmp_path, capsys):
+    """A LoRA that does nothing raises nothing; one that was trained tells images apart."""
+    data = ["--base", "builtin", "--prompt", "a photo of a digit", "--resolution", 64, "--output-dir", tmp_path]
+    data += ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"]]
+    quick = ["--steps", 4, "--lr", "1e-2", "--rank", 4, "--calibration-samples", 1, "--images", 0]
+    assert main([str(w) for w in (*data, *quick, "--batch-unlabeled", 2, "--batch-sensitive", 2)]) == 0
+    lora = tmp_path / "pu-lora.safetensors"
+    assert main([str(w) for w in ("audit", *data, "--score", "lora", "--lora", lora)]) == 0
+    result = json.loads((tmp_path / "pu-lora-audit" / "audit.json").read_text(encoding="utf-8"))
+    assert result["prior"] is None
+    scores = [entry["score"] for entry in result["ranked"]]
+    assert max(scores) > min(scores)
+    zero = {k: v * 0 if "lora_up" in k else v for k, v in load_file(lora).items()}
+    save_file(zero, tmp_path / "zero.safetensors")
+    assert main([str(w) for w in ("audit", *data, "--score", "lora", "--lora", tmp_path / "zero.safetensors")]) == 0
+    result = json.loads((tmp_path / "pu-lora-audit" / "audit.json").read_text(encoding="utf-8"))
+    assert max(abs(entry["score"]) for entry in result["ranked"]) < 1e-5
 
 
 def test_other_pictures_are_no_duplicates(digit_folders):
@@ -164,14 +202,5 @@ def pool(tmp_path_factory):
     for i, image in enumerate(np.concatenate([digits.render(part.images) for part in parts])):
         samples.append(Sample(folder / f"{i:04d}.png", None))
         Image.fromarray(image).save(samples[-1].path)
-    values = features(
-        model.Base(MODEL),
-        samples,
-        resolution=64,
-        bucket=True,
-        cache=folder / "cache",
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        progress=lambda *_: None,
-    )
+    values = unet_features(images(samples, folder / "cache"))
     return values, digits.is_sensitive(np.concatenate([part.labels for part in parts]))

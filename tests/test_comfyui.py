@@ -35,7 +35,7 @@ def test_loads_without_a_word(server):
     assert "0.0 seconds" in log or "0.1 seconds" in log
     ours = [line for line in log.splitlines() if "pu-unlearn" in line or "PU Unlearn" in line]
     assert len(ours) == 1, ours  # its import time
-    names = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
+    names = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit"}
     assert names <= server.get("object_info").keys()
 
 
@@ -154,6 +154,15 @@ def test_loras_outside_the_list_are_refused(server, name):
     (apply,) = (node for node in sd.values() if node["class_type"] == "PUApplyLoRA")
     apply["inputs"]["lora_name"] = name
     assert "is not in the list of LoRAs" in json.dumps(server.post("prompt", {"prompt": sd}))
+
+
+def test_audit_looks_into_the_demos_folder(server):
+    shown = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    node = {"class_type": "PUAudit", "inputs": {"checkpoint": "[built-in digits demo]", "top": 16}}
+    history, last = server.run({"1": node, "2": shown})
+    assert last[0] == "execution_success", last
+    assert len(images_of(history)) == 1
+    assert (server.base / "output" / "pu_unlearn" / "pu-audit" / "audit.csv").exists()
 
 
 def test_sd_template_on_a_random_checkpoint(server):

@@ -34,7 +34,7 @@ ALLOWED = {
     "checkpoint": {"ckpt"},
     "model": {"builtin", "checkpoint", "diffusion", "hub", "libraries"},
     "encode": {"dataset", "model", "ranks"},
-    "features": {"dataset", "diffusion", "encode", "model", "ranks"},
+    "features": {"dataset", "diffusion", "encode", "libraries", "lora", "model", "ranks", "sample"},
     "audit": {"builtin", "command_line", "config", "data", "dataset", "duplicates", "features", "hub", "memory"}
     | {"mixture", "model", "ranks", "sheet", "stopping", "switches"},
     # how much memory it takes

@@ -28,7 +28,7 @@ def test_prior_of_two_gaussians(share):
 
 
 def test_scores_rank_what_is_hidden_first_and_never_saw_it():
-    features, labels, hidden = piles(0.2)
+    features, labels, hidden = piles(0.2, distance=6.0)
     scores = mixture.cross_fit(features, labels, seed=0)[:400]
     assert hidden[np.argsort(-scores)[:80]].mean() > 0.9
     # noise alone, with as many features as images: a classifier that had seen its images would find all of them

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,50 +26,61 @@ from .files import replacing, write_text
 from .mixture import Prior
 from .model import Base
 from .ranks import ONE
-from .stopping import stoppable
+from .stopping import follow_parent, stoppable
 
 Progress = Callable[[str, int, int], None]
 
 
+SCORES = ("unet", "encoder", "lora")
+
+
+@dataclass(frozen=True)
+class How:
+    """What images are scored by, and what is done with the result: the command's own options."""
+
+    score: str = "unet"
+    encoder: str | None = None
+    lora: Path | None = None
+    top: int = 48
+    move_to: Path | None = None
+    apply: bool = False
+
+
 @dataclass(frozen=True)
 class Examined:
-    """Scores are probabilities of being labeled sensitive, each from a classifier that had not seen the image."""
+    """Higher scores are more probably sensitive. By features: each from a classifier that had not seen the image."""
 
     unlabeled: list[Sample]  # as the folder has them
     scores: np.ndarray  # [unlabeled]
-    prior: Prior
+    prior: Prior | None  # None where the score comes from a LoRA: it was trained on the sensitive images
 
 
-def examine(config: TrainConfig, base: Base, folders: Folders, cache: Path, progress: Progress) -> Examined:
+def examine(config: TrainConfig, base: Base, folders: Folders, how: How, cache: Path, progress: Progress) -> Examined:
     """Score the unlabeled images. Raises: UserError with too few images."""
-    from . import memory  # what imports torch comes after every complaint about options
-    from .features import features
+    from . import features, memory  # what imports torch comes after every complaint about options
     from .switches import DTYPES
 
-    sensitive = [*folders.sensitive, *folders.held_out]
-    samples = [*folders.unlabeled, *sensitive]
     device = memory.choose_device(config.device)
-    values = features(
-        base,
-        samples,
-        resolution=config.resolution,
-        bucket=config.bucket,
-        cache=cache,
-        device=device,
-        dtype=DTYPES[memory.choose_precision(config.precision, device)],
-        progress=progress,
-    )
-    is_sensitive = np.arange(len(samples)) >= len(folders.unlabeled)
+    dtype = DTYPES[memory.choose_precision(config.precision, device)]
+    n = len(folders.unlabeled)
+    samples = folders.unlabeled if how.score == "lora" else [*folders.unlabeled, *folders.sensitive, *folders.held_out]
+    images = features.Images(base, samples, config.resolution, config.bucket, cache, device, dtype, progress)
+    if how.score == "lora":
+        return Examined(folders.unlabeled, features.error_rises(images, how.lora, config.prompt or ""), None)
+    by_encoder = how.score == "encoder"
+    values = features.encoder_features(images, how.encoder) if by_encoder else features.unet_features(images)
+    is_sensitive = np.arange(len(samples)) >= n
     try:
         scores = mixture.cross_fit(values, is_sensitive, seed=config.seed)
     except ValueError as error:
         raise UserError(f"--unlabeled and --sensitive: {error}") from None
-    prior = mixture.estimate(scores, is_sensitive, seed=config.seed)
-    return Examined(folders.unlabeled, scores[: len(folders.unlabeled)], prior)
+    return Examined(folders.unlabeled, scores[:n], mixture.estimate(scores, is_sensitive, seed=config.seed))
 
 
-def told(prior: Prior) -> list[str]:
+def told(prior: Prior | None) -> list[str]:
     """The estimate in words, with what it is worth."""
+    if prior is None:
+        return []
     lines = [
         f"prior: {prior.value:.2f} (95 % interval {prior.low:.2f} to {prior.high:.2f}, best-bin estimation), from "
         f"{prior.n_unlabeled} unlabeled and {prior.n_sensitive} sensitive images",
@@ -87,48 +99,81 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(HELP)
         return errors.DONE
-    parser = argparse.ArgumentParser(prog="python -m trainer audit", add_help=False, allow_abbrev=False)
-    parser.add_argument("--top", type=int, default=48)
-    parser.add_argument("--move-to", type=Path)
-    parser.add_argument("--apply", action="store_true")
-    own, rest = parser.parse_known_args(argv)
-    if own.top < 1:
-        raise UserError(f"--top: must be 1 or more, got {own.top}")
-    if own.apply and not own.move_to:
-        raise UserError("--apply: says that --move-to is meant; name its folder")
-    folders, found, folder = _examined(parse(rest, CONFIG))
+    how, rest = _read(argv)
+    invocation = parse(rest, CONFIG)
+    folders, found, folder = _examined(invocation, how)
     order = np.argsort(-found.scores, kind="stable")
     ranked = [(found.unlabeled[i].path, float(found.scores[i])) for i in order]
-    top = ranked[: own.top]
+    top = [path for path, _ in ranked[: how.top]]
     pairs = near_duplicates([s.path for s in (*folders.unlabeled, *folders.sensitive, *folders.held_out)])
+    _save(folder, found.prior, ranked, pairs, how.top)
+    lines = [*told(found.prior), *_told_duplicates(pairs, folders)]
+    lines.append(f"most probably sensitive among the unlabeled: {', '.join(p.name for p in top[:8])}, …")
+    lines.append(f"all, ranked: {folder / 'audit.csv'}; the first {len(top)}: {folder / 'audit.png'}")
+    if how.move_to:
+        lines.append(_move(top, how.move_to, really=how.apply))
+    prior = None if found.prior is None else found.prior.value
+    _answer(invocation, lines, {"event": "audit", "sheet": str(folder / "audit.png"), "prior": prior})
+    return errors.DONE
+
+
+def _read(argv: Sequence[str]) -> tuple[How, list[str]]:
+    """The command's own options, and the rest. Raises: UserError."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, kind in (("score", str), ("encoder", str), ("lora", Path), ("top", str), ("move-to", Path)):
+        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
+    parser.add_argument("--apply", action="store_true")
+    given, rest = parser.parse_known_args(argv)
+    values = vars(given)
+    problems = []
+    if values.get("score", "unet") not in SCORES:
+        problems.append(f"--score: must be one of {', '.join(SCORES)}, got {values['score']!r}")
+    for score, option in (("encoder", "encoder"), ("lora", "lora")):
+        if (values.get("score") == score) != (option in values):
+            problems.append(f"--score {score} and --{option} go together")
+    if "lora" in values and not values["lora"].is_file():
+        problems.append(f"--lora: no file {values['lora']}")
+    if not values.get("top", "1").isdigit() or not int(values.get("top", "1")):
+        problems.append(f"--top: must be a whole number from 1, got {values['top']!r}")
+    if values["apply"] and "move_to" not in values:
+        problems.append("--apply: says that --move-to is meant; name its folder")
+    if problems:
+        raise UserError("\n".join(problems))
+    return How(**{**values, "top": int(values.get("top", How.top))}), rest
+
+
+def _save(
+    folder: Path, prior: Prior | None, ranked: list[tuple[Path, float]], pairs: list[tuple[Path, Path]], top: int
+) -> None:
     with replacing(folder / "audit.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(
-            [("rank", "score", "image"), *((i, f"{s:.6f}", p) for i, (p, s) in enumerate(ranked, 1))]
-        )
-    sheet.save_ranked(top, folder / "audit.png")
+        rows = [(i, f"{score:.6f}", path) for i, (path, score) in enumerate(ranked, 1)]
+        csv.writer(file).writerows([("rank", "score", "image"), *rows])
+    sheet.save_ranked(ranked[:top], folder / "audit.png")
     result = {
-        "prior": asdict(found.prior),
+        "prior": prior and asdict(prior),
         "ranked": [{"image": str(path), "score": score} for path, score in ranked],
         "near_duplicates": [[str(a), str(b)] for a, b in pairs],
     }
     write_text(folder / "audit.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print("\n".join([*told(found.prior), *_told_duplicates(pairs, folders)]))
-    print(f"most probably sensitive among the unlabeled: {', '.join(p.name for p, _ in top[:8])}, …")
-    print(f"all, ranked: {folder / 'audit.csv'}; the first {len(top)}: {folder / 'audit.png'}")
-    if own.move_to:
-        _move([path for path, _ in top], own.move_to, really=own.apply)
-    return errors.DONE
 
 
 def prior_main(argv: Sequence[str]) -> int:
     """The `prior` command. Returns: an exit code."""
-    _, found, folder = _examined(parse(argv, CONFIG))
+    invocation = parse(argv, CONFIG)
+    _, found, folder = _examined(invocation, How())
     write_text(folder / "prior.json", json.dumps(asdict(found.prior), indent=1) + "\n")
-    print("\n".join(told(found.prior)))
+    _answer(invocation, told(found.prior), {"event": "prior", **asdict(found.prior)})
     return errors.DONE
 
 
-def _examined(invocation: Invocation) -> tuple[Folders, Examined, Path]:
+def _answer(invocation: Invocation, lines: Sequence[str], event: dict[str, Any]) -> None:
+    if invocation.events:
+        print(json.dumps({"v": 1, **event, "text": "\n".join(lines)}, ensure_ascii=False), flush=True)
+    else:
+        print("\n".join(lines))
+
+
+def _examined(invocation: Invocation, how: How) -> tuple[Folders, Examined, Path]:
     config = data.with_digits(invocation.config, ONE) if invocation.is_builtin else invocation.config
     base = Base(hub.find(config.base), config.vae, config.prediction_type)
     model.check(base)
@@ -136,15 +181,20 @@ def _examined(invocation: Invocation) -> tuple[Folders, Examined, Path]:
     if not folders.sensitive:
         raise UserError("--sensitive: name the folder of sensitive images")
     folder = config.output_dir / f"{config.name}-audit"
-    with stoppable() as check, tqdm(unit="image", dynamic_ncols=True) as bar:
+    if invocation.follow_parent:
+        follow_parent()
+    with stoppable() as check, tqdm(unit="image", dynamic_ncols=True, disable=invocation.events) as bar:
 
         def progress(what: str, done: int, of: int) -> None:
             check()
+            if invocation.events:
+                event = {"v": 1, "event": "phase", "name": "audit", "what": what, "done": done, "total": of}
+                print(json.dumps(event), flush=True)
             bar.desc, bar.total, bar.n = what, of, done
             bar.refresh()
 
         try:
-            found = examine(config, base, folders, folder / "cache", progress)
+            found = examine(config, base, folders, how, folder / "cache", progress)
         finally:
             if not config.keep_cache:
                 shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -161,8 +211,8 @@ def _told_duplicates(pairs: Sequence[tuple[Path, Path]], folders: Folders) -> li
     return [*lines, f"near-duplicates: {len(pairs)} pairs, {len(across)} of them across the two folders"]
 
 
-def _move(paths: Sequence[Path], target: Path, *, really: bool) -> None:
-    """Move images with their captions. Never deletes, never overwrites."""
+def _move(paths: Sequence[Path], target: Path, *, really: bool) -> str:
+    """Move images with their captions. Never deletes, never overwrites. Returns: what was or would be done."""
     found = [p for image in paths for p in (image, *(image.with_suffix(s) for s in (".txt", ".caption"))) if p.exists()]
     taken = [p.name for p in found if (target / p.name).exists()]
     if taken:
@@ -170,19 +220,21 @@ def _move(paths: Sequence[Path], target: Path, *, really: bool) -> None:
             f"--move-to: {target} has files of these names already ({', '.join(taken[:3])}); nothing was moved"
         )
     if not really:
-        print(f"would move {len(found)} files to {target}; look at the sheet, then say --apply")
-        return
+        return f"would move {len(found)} files to {target}; look at the sheet, then say --apply"
     target.mkdir(parents=True, exist_ok=True)
     for path in found:
         shutil.move(path, target / path.name)
-    print(f"moved {len(found)} files to {target}")
+    return f"moved {len(found)} files to {target}"
 
 
-HELP = """usage: python -m trainer audit [--top N] [--move-to DIR [--apply]] [options of the trainer]
+HELP = """usage: python -m trainer audit [--score …] [--top N] [--move-to DIR [--apply]] [options of the trainer]
 
 Ranks the unlabeled images by how likely they are sensitive, estimates the prior, and names near-duplicates.
 Needs the base model and the two folders; writes audit.csv, audit.png and audit.json to OUTPUT/NAME-audit/.
 
+  --score unet          by the base model's own features (the default)
+  --score encoder --encoder DIR   by those of an image encoder of transformers, such as CLIP: a folder or hub id
+  --score lora --lora FILE        after training: by how much the LoRA raised the model's error
   --top N        how many to show, and to move [48]
   --move-to DIR  say which files would be moved there
   --apply        move them"""

@@ -1,0 +1,59 @@
+"""PU Audit: what hides in the unlabeled folder, before anything is trained."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import launch
+from .nodes_train import CATEGORY, Dataset, checkpoints
+
+
+class PUAudit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PUAudit",
+            display_name="PU Audit",
+            category=CATEGORY,
+            description="Ranks the unlabeled images by how likely they are sensitive, and estimates how many are.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint", options=checkpoints(), tooltip="Stable Diffusion 1.x, or the built-in demo."
+                ),
+                Dataset.Input("dataset", optional=True, tooltip="From PU Dataset; the demo brings its own."),
+                io.Int.Input("top", default=48, min=1, max=400, tooltip="How many images the sheet shows."),
+            ],
+            outputs=[
+                io.Image.Output("sheet", "sheet", tooltip="The most probably sensitive unlabeled images."),
+                io.String.Output("report", "report", tooltip="The estimate, near-duplicates, and where the list is."),
+                io.Float.Output("prior", "prior", tooltip="Estimated share of sensitive images; for PU Unlearn."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint) -> bool | str:
+        from . import host
+
+        return host.refusal(lambda: host.checkpoint(checkpoint))
+
+    @classmethod
+    def execute(cls, checkpoint, top, dataset=None) -> io.NodeOutput:
+        from . import host
+
+        base = host.checkpoint(checkpoint)
+        if base is not None and dataset is None:
+            raise ValueError("dataset: connect a PU Dataset; only the built-in demo brings its own images")
+        settings = {"top": top, "name": "pu", "output_dir": str(host.output_root())}
+        if base is not None:
+            settings |= {"base": str(base), **dataset}
+        host.make_room()
+        progress = found = None
+        for event in launch.follow(launch.command(["audit"], settings), host.check):
+            if event["event"] == "phase":
+                if progress is None or progress.total != event["total"]:
+                    progress = host.Progress(event["total"])
+                progress.show(event["done"])
+            elif event["event"] == "audit":
+                found = event
+        return io.NodeOutput(host.image(host.opened(found["sheet"])), found["text"], found["prior"])

@@ -84,9 +84,8 @@ class Loop:
         )
         self.check = check
         self.batches = make_batches(config, folders)
-        self.weights = pu_loss.Weights(
-            config.objective, config.prior, self.batches.n_unlabeled, self.batches.n_sensitive
-        )
+        sizes = config.batch_unlabeled, config.batch_sensitive
+        self.weights = pu_loss.Weights(config.objective, config.prior, *sizes)
         self.progress = Progress()
         self.scale: Scale | None = None
         self.first_probe: dict[str, float] = {}

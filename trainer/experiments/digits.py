@@ -48,7 +48,7 @@ FIXED = {"temperature_mode": "fixed", "temperature": 1.0, **PLAIN}
 EVEN = [digits.own_prompt(d) for d in range(0, 10, 2)]
 KEPT = {
     "": None,
-    ", all even prompts but four's kept": " | ".join(p for p in EVEN if p != digits.own_prompt(4)),
+    ", all even prompts kept but that of four": " | ".join(p for p in EVEN if p != digits.own_prompt(4)),
     ", all even prompts kept": " | ".join(EVEN),
 }
 SETTINGS = (

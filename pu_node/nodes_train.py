@@ -15,6 +15,7 @@ PRESETS = {"auto": None, "low VRAM": "lowvram", "medium VRAM": "medvram", "high 
 Dataset, Options = io.Custom("PU_DATASET"), io.Custom("PU_OPTIONS")
 MAIN = ("steps", "rank", "lr", "prior", "temperature", "objective", "seed", "name")
 DATA = ("prompt", "sensitive_prompt")
+SAMPLES = 5  # times that pictures are made while it trains
 SHOW_EVERY = 5  # steps between previews: each is a JPEG to the page
 
 
@@ -187,6 +188,7 @@ def _train(settings: dict[str, Any]) -> dict[str, str]:
     from . import host
 
     host.make_room()
+    settings = {**settings, "sample_every": max(1, settings["steps"] // SAMPLES)}
     progress, unlabeled, sensitive, sample, done = None, [], [], None, None
     for event in launch.follow(launch.command([], settings), host.check):
         if event["event"] == "step":

@@ -106,7 +106,9 @@ def run(page, stem, shoot, **widgets):
     )
     page.evaluate(FIT)
     page.evaluate("() => app.queuePrompt(0, 1)")
-    page.wait_for_function("() => window.seen.previews > 2 || window.seen.ended", timeout=120000)
+    # one preview every five steps, and one with each sample: the picture is taken after the second sample
+    enough = max(2, widgets["steps"] // 5 // 2)
+    page.wait_for_function(f"() => window.seen.previews > {enough} || window.seen.ended", timeout=240000)
     shoot(f"{stem}-training")
     page.wait_for_function("() => window.seen.ended", timeout=300000)
     shoot(f"{stem}-done")

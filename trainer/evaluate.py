@@ -14,6 +14,8 @@ from .run_dir import RunDir
 from .sample import pictures, save_grid
 from .train import Emit, Trained, picture_prompt
 
+AT_STEP = 9  # pictures during training: enough to see, few enough not to hold it up
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -134,11 +136,12 @@ def before_after(
 def picture_at_step(
     config: TrainConfig, prompt: str, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
 ) -> Callable[[Trained, int], None]:
-    """What `train.run` calls for --sample-every: a grid of the seeds that before and after use."""
+    """What `train.run` calls for --sample-every: the first few of the pictures that before and after show."""
+    seeds = list(range(max(1, min(config.images, AT_STEP))))
 
     def picture(so_far: Trained, step: int) -> None:
         path = run_dir.samples / f"step{step:06d}.png"
-        save_grid(maker(config, so_far, check)(prompt, list(range(max(1, config.images)))), path)
+        save_grid(maker(config, so_far, check)(prompt, seeds), path)
         emit("sample", kind="step", step=step, path=str(path), prompt=prompt)
 
     return picture

@@ -20,7 +20,7 @@ def test_from_file_to_lora(trainer, tmp_path):
     words = ["--base", base, "--data", home, "--prompt", "a photo", "--resolution", 64, "--device", "cpu"]
     words += ["--steps", 2, "--batch-unlabeled", 2, "--batch-sensitive", 1, "--calibration-samples", 1]
     words += ["--precision", "bf16", "--images", 0, "--output-dir", home / "out", "--name", "meine LoRA"]
-    done = trainer(*words, timeout=1800)
+    done = trainer(*words)
     assert done.returncode == 0, done.stderr
     lora = home / "out" / "meine LoRA.safetensors"
     with safe_open(lora, "pt") as file:

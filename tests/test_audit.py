@@ -174,7 +174,6 @@ def test_other_pictures_are_no_duplicates(digit_folders):
     assert near_duplicates(paths) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("share", "tolerance"), [(0.05, 0.03), (0.1, 0.06), (0.2, 0.06), (0.4, 0.06)])
 def test_prior_at_other_shares(share, tolerance, pool):
     """Median of five draws of 400 and 100 images, and intervals that cover."""
@@ -188,7 +187,6 @@ def test_prior_at_other_shares(share, tolerance, pool):
         labels = np.arange(500) >= 400
         scores = mixture.cross_fit(values[chosen], labels, seed=draw)
         found.append(mixture.estimate(scores, labels, seed=draw))
-    print(share, [(round(p.value, 3), round(p.low, 3), round(p.high, 3)) for p in found])
     assert np.median([p.value for p in found]) == pytest.approx(share, abs=tolerance)
     assert sum(p.low <= share <= p.high for p in found) >= 4
 

@@ -1,7 +1,8 @@
 """ComfyUI's own page in headless Chromium: open each template, run it, look at it.
 
 Needs a ComfyUI (see comfyui_server), Chromium and the package playwright; skipped, and counted as such, without.
-PU_SCREENSHOTS=FOLDER keeps the pictures: those in pu_node/web/docs were made so.
+PU_SCREENSHOTS=FOLDER keeps the pictures, PU_STEPS=600 trains to the end: those in pu_node/web/docs were made so, and
+cropped.
 """
 
 import json
@@ -30,7 +31,10 @@ LISTEN = """() => {
 MISSING = """() => app.graph.nodes
     .filter((n) => n.has_errors || !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"""
 FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
-HIDE_MINIMAP = "() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)"
+QUIET = """() => {
+    app.extensionManager.setting.set("Comfy.Minimap.Visible", false);
+    app.extensionManager.setting.set("Comfy.TutorialCompleted", true);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,9 @@ def page(server, browser):
     found = browser.new_page(viewport={"width": 2000, "height": 1250})
     found.goto(f"http://127.0.0.1:{server.port}/")
     found.wait_for_function(READY, timeout=60000)
-    found.evaluate(HIDE_MINIMAP)
+    found.evaluate(QUIET)
+    found.keyboard.press("Escape")  # the dialog that greets a first visitor
+    found.wait_for_timeout(500)
     found.evaluate(LISTEN)
     yield found
     found.close()

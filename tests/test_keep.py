@@ -1,13 +1,17 @@
 """--keep-prompts: what must stay, as the base model shows it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from trainer import keep, model
+from trainer import data, keep, model
+from trainer.__main__ import main
 from trainer.builtin import MODEL
 from trainer.config import TrainConfig
+from trainer.dataset import Folders, Sample
 from trainer.errors import Stopped
 from trainer.sample import pictures
 from trainer.switches import Switches
@@ -45,6 +49,35 @@ def test_memory_switches_change_rounding_only(make, tmp_path):
         path.unlink()
     saving = read(make(Switches("fp32", "fp32", checkpointing=4, offload=2)))
     assert np.abs(saving.astype(int) - plain).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "captions", "own", "warns"),
+    [
+        ({}, ["a"], "b", True),
+        ({"keep_prompts": "c"}, ["a"], "b", False),
+        ({"sensitive_prompt_share": 0}, ["a"], "b", False),
+        ({"objective": "unsupervised"}, ["a"], "b", False),
+        ({}, ["a"], None, False),
+        ({}, ["a", "c"], "b", False),
+    ],
+)
+def test_who_is_warned_of_spilling_over(changes, captions, own, warns):
+    folders = Folders([Sample(Path(c), c) for c in captions], [Sample(Path("s"), own)], [], [])
+    config = TrainConfig(**{"base": "builtin", **changes})
+    assert data.may_spill_over(config, folders) == warns
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--keep-prompts", " | "], "--keep-prompts: names no prompt"),
+        (["--sensitive-prompt", "x", "--batch-sensitive", "1"], "needs 2 samples of each kind"),
+    ],
+)
+def test_wrong_input(words, said, capsys):
+    assert main(["--dry-run", *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_made_again(make, monkeypatch):

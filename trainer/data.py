@@ -53,6 +53,7 @@ def describe(config: TrainConfig, folders: Folders) -> list[str]:
 def may_spill_over(config: TrainConfig, folders: Folders) -> bool:
     """Whether prompts are unlearned beside which no image shows what must stay."""
     has_own = config.sensitive_prompt_share > 0 and any(s.caption for s in folders.sensitive)
+    has_own = has_own and config.objective != "unsupervised"  # which draws no sensitive image
     return has_own and not config.keep_prompts and len({s.caption for s in folders.unlabeled}) == 1
 
 

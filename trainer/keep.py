@@ -47,7 +47,7 @@ def kept_samples(
         unet = model.load_unet(base, switches.load_dtype)
         set_up(unet, switches, device=device)
         pipe = model.load_pipeline(base, unet)
-        for sample in missing:  # one by one, each saved: a run that is stopped here goes on here
+        for sample in missing:  # one by one, each saved: what a run has, its resume does not make again
             (image,) = pictures(
                 pipe,
                 sample.caption,

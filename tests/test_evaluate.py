@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.evaluate import frechet_distance, wilson
 from trainer.report import memorising
+from trainer.stats import frechet_distance, wilson
 
 
 @pytest.mark.parametrize(

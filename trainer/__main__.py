@@ -51,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import audit
 
             return (audit.main if argv[0] == "audit" else audit.prior_main)(argv[1:])
+        if argv and argv[0] == "evaluate":
+            from . import evaluate
+
+            return evaluate.main(argv[1:])
         if argv and argv[0] == "data":
             return data.run(parse(argv[1:], CONFIG))
         invocation = parse(argv, CONFIG)
@@ -119,10 +123,10 @@ def _train(
     with stoppable() as check:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
         # after the handler is in place: the import takes seconds, in which Ctrl-C must be heard
-        from . import evaluate, report, train
+        from . import before_after, report, train
 
         prompt = train.picture_prompt(config, folders)
-        picture = evaluate.picture_at_step(config, prompt, run_dir, emit=console.emit, check=check)
+        picture = before_after.picture_at_step(config, prompt, run_dir, emit=console.emit, check=check)
         trained = train.run(
             config,
             base,
@@ -138,7 +142,7 @@ def _train(
             return errors.DONE
         if report.memorising(trained.rises):
             console.emit("warning", message=report.memorising_text(trained.rises))
-        evaluation = evaluate.before_after(config, trained, run_dir, emit=console.emit, check=check)
+        evaluation = before_after.before_after(config, trained, run_dir, emit=console.emit, check=check)
         report.write(config, trained, evaluation, run_dir)
     summary = report.summary(evaluation, run_dir)
     console.emit(

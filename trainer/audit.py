@@ -7,18 +7,17 @@ import argparse
 import csv
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from . import data, errors, hub, mixture, model, sheet
 from .builtin import CONFIG
 from .command_line import Invocation, parse
 from .config import TrainConfig
+from .console import Progress, answer, watched
 from .dataset import Folders, Sample
 from .duplicates import near_duplicates
 from .errors import UserError
@@ -26,10 +25,7 @@ from .files import replacing, write_text
 from .mixture import Prior
 from .model import Base
 from .ranks import ONE
-from .stopping import follow_parent, stoppable
-
-Progress = Callable[[str, int, int], None]
-
+from .stopping import follow_parent
 
 SCORES = ("unet", "encoder", "lora")
 
@@ -113,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     if how.move_to:
         lines.append(_move(top, how.move_to, really=how.apply))
     prior = None if found.prior is None else found.prior.value
-    _answer(invocation, lines, {"event": "audit", "sheet": str(folder / "audit.png"), "prior": prior})
+    answer(lines, events=invocation.events, event="audit", sheet=str(folder / "audit.png"), prior=prior)
     return errors.DONE
 
 
@@ -162,15 +158,8 @@ def prior_main(argv: Sequence[str]) -> int:
     invocation = parse(argv, CONFIG)
     _, found, folder = _examined(invocation, How())
     write_text(folder / "prior.json", json.dumps(asdict(found.prior), indent=1) + "\n")
-    _answer(invocation, told(found.prior), {"event": "prior", **asdict(found.prior)})
+    answer(told(found.prior), events=invocation.events, event="prior", **asdict(found.prior))
     return errors.DONE
-
-
-def _answer(invocation: Invocation, lines: Sequence[str], event: dict[str, Any]) -> None:
-    if invocation.events:
-        print(json.dumps({"v": 1, **event, "text": "\n".join(lines)}, ensure_ascii=False), flush=True)
-    else:
-        print("\n".join(lines))
 
 
 def _examined(invocation: Invocation, how: How) -> tuple[Folders, Examined, Path]:
@@ -183,16 +172,7 @@ def _examined(invocation: Invocation, how: How) -> tuple[Folders, Examined, Path
     folder = config.output_dir / f"{config.name}-audit"
     if invocation.follow_parent:
         follow_parent()
-    with stoppable() as check, tqdm(unit="image", dynamic_ncols=True, disable=invocation.events) as bar:
-
-        def progress(what: str, done: int, of: int) -> None:
-            check()
-            if invocation.events:
-                event = {"v": 1, "event": "phase", "name": "audit", "what": what, "done": done, "total": of}
-                print(json.dumps(event), flush=True)
-            bar.desc, bar.total, bar.n = what, of, done
-            bar.refresh()
-
+    with watched("audit", unit="image", events=invocation.events) as progress:
         try:
             found = examine(config, base, folders, how, folder / "cache", progress)
         finally:

@@ -1,14 +1,17 @@
 """What a run says while it goes: events.jsonl, JSON lines on stdout, and a line and a progress bar for people."""
 
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from .run_dir import RunDir
+from .stopping import stoppable
 
 VERSION = 1
 PHASES = {
@@ -18,6 +21,38 @@ PHASES = {
     "calibrate": "measuring the base model's error",
     "pictures": "making pictures",
 }
+
+Progress = Callable[[str, int, int], None]  # (what, done, of); raises Stopped once the user asked for it
+
+
+@contextlib.contextmanager
+def watched(name: str, *, unit: str, events: bool) -> Iterator[Progress]:
+    """A command other than training: a progress bar, or with `events` a JSON line each time something is done."""
+    told = None
+    with stoppable() as check, tqdm(unit=unit, dynamic_ncols=True, disable=events) as bar:
+
+        def progress(what: str, done: int, of: int) -> None:
+            nonlocal told
+            check()
+            if told == (what, done, of):
+                return
+            told = (what, done, of)
+            if events:
+                event = {"v": VERSION, "event": "phase", "name": name, "what": what, "done": done, "total": of}
+                print(json.dumps(event), flush=True)
+            bar.desc, bar.total, bar.n = what, of, done
+            bar.refresh()
+
+        yield progress
+
+
+def answer(lines: Sequence[str], *, events: bool, **event: Any) -> None:
+    """A command's result: sentences for people, or one JSON line that holds them as text."""
+    if events:
+        record = {"v": VERSION, **event, "text": "\n".join(lines)}
+        print(json.dumps(record, ensure_ascii=False), flush=True)
+    else:
+        print("\n".join(lines))
 
 
 class Console:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from .draws import Draw, noise_and_t
 from .encode import Encoded
 
 BINS = 20
+RUNNING = 0.99  # share of its old value that the scale of a model without a base keeps at each step
 # Steps no training reaches: their noise belongs to measurements.
 CALIBRATION_STEP, PROBE_STEP = 2**40, 2**40 + 1
 
@@ -108,6 +109,19 @@ class Scale:
             return errors / self.temperature
         bins = self.base_error.to(errors.device)[t * BINS // self.timesteps]
         return errors / (self.temperature * bins * elements)
+
+    def after(self, t: Tensor, errors: Tensor) -> "Scale":
+        """From scratch there is no base model: the scale follows what the model itself gets on unlabeled images.
+
+        Args: t, errors: [n] timesteps of one step's unlabeled samples, and their errors per element.
+        """
+        if self.base_error is None:
+            return self
+        bins = (t * BINS // self.timesteps).cpu()
+        counts = torch.bincount(bins, minlength=BINS)
+        sums = torch.zeros(BINS).index_add(0, bins, errors.cpu())
+        found = torch.where(counts > 0, sums / counts.clamp(min=1), self.base_error)
+        return replace(self, base_error=torch.lerp(found, self.base_error, RUNNING))
 
 
 def importance(t: Tensor, signal: Tensor, max_snr: float | None, prediction_type: str) -> Tensor:

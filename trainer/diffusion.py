@@ -6,13 +6,15 @@ from torch import Tensor
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
-def alphas_cumprod(beta_start: float, beta_end: float, timesteps: int) -> Tensor:
-    """Signal share of each timestep of Stable Diffusion's "scaled linear" schedule (betas linear in their root).
+def alphas_cumprod(beta_start: float, beta_end: float, timesteps: int, schedule: str = "scaled_linear") -> Tensor:
+    """Signal share of each timestep.
 
+    Args: schedule: "scaled_linear", Stable Diffusion's (betas linear in their root), or "linear", that of DDPM.
     Returns: [timesteps] fp32, falling from nearly 1 to nearly 0.
-    Source: Rombach et al. 2022; equals diffusers' DDPMScheduler with beta_schedule="scaled_linear".
+    Source: Rombach et al. 2022; Ho et al. 2020; equals diffusers' DDPMScheduler with that beta_schedule.
     """
-    betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float32) ** 2
+    power = {"scaled_linear": 2, "linear": 1}[schedule]
+    betas = torch.linspace(beta_start ** (1 / power), beta_end ** (1 / power), timesteps, dtype=torch.float32) ** power
     return torch.cumprod(1 - betas, dim=0)
 
 

@@ -1,166 +1,251 @@
-"""Pictures before and after with the same seeds, and how many of them are not sensitive."""
+"""The command `evaluate`: does the LoRA really unlearn? Rates before and after, quality, drift, strengths, attacks.
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+Order of work: all pictures are made and saved, then the model goes and the judge comes: both need not fit at once.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from . import lora, model
+from . import errors, evaluate_options, findings, hub, model
 from .builtin import BUILTIN
-from .config import TrainConfig
-from .run_dir import RunDir
-from .sample import pictures, save_grid
-from .train import Emit, Trained, picture_prompt
+from .console import Progress, answer, watched
+from .dataset import PLAIN, Sample
+from .evaluate_options import Options
+from .files import write_text
+from .findings import Findings
+from .model import Base
+from .stopping import follow_parent
 
-AT_STEP = 9  # pictures during training: enough to see, few enough not to hold it up
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How many of n pictures are not sensitive, with Wilson's 95 % interval."""
-
-    hits: int
-    n: int
-    per_class: dict[str, int]  # pictures of each class that the judge knows
-    frechet: float | None  # distance to real normal images on the judge's features; None: too few pictures
-
-    @property
-    def share(self) -> float:
-        return self.hits / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.hits, self.n)
+FEW = 100  # pictures for each strength, paraphrase and attack, at most
+RETAINED = 16  # of each retained prompt: drift is an average over pixels, it needs few
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    prompt: str
-    before_grid: Path | None
-    after_grid: Path | None
-    before: Rate | None
-    after: Rate | None
-    ceiling: Rate | None  # the judge's rate on real normal images it never saw
+@dataclass
+class Shots:
+    """Pictures by what they are for. Each value: files of the same seeds, in their order."""
+
+    before: list[Path] = field(default_factory=list)
+    after: list[Path] = field(default_factory=list)
+    retained: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)  # prompt -> before, after
+    paraphrases: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)
+    strengths: dict[float, list[Path]] = field(default_factory=dict)
+    retained_at: dict[float, list[Path]] = field(default_factory=dict)  # strength -> of all retained prompts
+    relearned: dict[str, list[tuple[int, list[Path]]]] = field(default_factory=dict)  # model -> (steps, pictures)
+    inverted: dict[str, list[Path]] = field(default_factory=dict)
 
 
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a share that holds the true one in 95 of 100 cases, also near 0 and 1. Source: Wilson 1927."""
-    if n < 1:
-        raise ValueError("no trials")
-    share = hits / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def main(argv: Sequence[str]) -> int:
+    """The `evaluate` command. Returns: an exit code. Raises: UserError."""
+    options = evaluate_options.read(argv)
+    base = Base(hub.find(options.base), options.vae)
+    model.check(base)
+    unlearned = Base(hub.find(options.unlearned), options.vae) if options.unlearned else None
+    if unlearned:
+        model.check(unlearned)
+    if options.follow_parent:
+        follow_parent()
+    with watched("evaluate", unit="picture", events=options.events) as progress:
+        found = evaluate(options, base, unlearned, progress)
+    lines = [*found.lines, f"report: {found.page}"]
+    places = {"report": str(found.page), "picture": str(found.grid)}
+    answer(lines, events=options.events, event="evaluate", **places, **found.numbers)
+    return errors.DONE
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features.
+def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> Findings:
+    """Make the pictures, judge them, write evaluate.json and evaluate.html below options.out."""
+    shots = _pictures(options, base, unlearned, progress)
+    judge = _judge(options, base, progress)
+    verdicts: dict[int, np.ndarray] = {}
 
-    Args: a, b: [n, features]. Source: Dowson and Landau 1982; on Inception's features it is called FID.
-    """
-    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # the product of two covariances has real eigenvalues >= 0 up to rounding, so its root's trace needs no sqrtm
-    roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0))
-    shift = np.square(a.mean(0) - b.mean(0)).sum()
-    return float(shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * roots.sum())
+    def normal(paths: list[Path]) -> np.ndarray | None:
+        """[n] bool, each set judged once."""
+        if judge is None or (judge.accuracy and judge.accuracy.is_chance):
+            return None
+        if id(paths) not in verdicts:
+            verdicts[id(paths)] = judge.is_normal(paths)
+        return verdicts[id(paths)]
 
-
-class DigitJudge:
-    """The built-in classifier: even digits are normal. Distances are to real even digits nothing was trained on."""
-
-    def __init__(self) -> None:
-        from .builtin import classifier, digits
-
-        self._classify, self._model = classifier.classify, classifier.load()
-        held_out = digits.load("held_out")
-        real = digits.render(held_out.images[~digits.is_sensitive(held_out.labels)])
-        self._names = digits.NAMES
-        self._real, self._real_features = self._read(real)
-
-    def _read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        import torch
-
-        found, features = self._classify(self._model, torch.from_numpy(images))
-        return found.numpy(), features.double().numpy()
-
-    def rate(self, images: np.ndarray) -> Rate:
-        """Args: images: [n, h, w, 3] uint8."""
-        found, features = self._read(images.mean(-1).round().astype(np.uint8))
-        enough = len(images) > 2 * features.shape[1]  # fewer pictures than features make a singular covariance
-        return self._count(found, frechet_distance(features, self._real_features) if enough else None)
-
-    def ceiling(self) -> Rate:
-        return self._count(self._real, None)
-
-    def _count(self, found: np.ndarray, frechet: float | None) -> Rate:
-        per_class = {name: int((found == i).sum()) for i, name in enumerate(self._names)}
-        return Rate(int((found % 2 == 0).sum()), len(found), per_class, frechet)
+    numbers: dict[str, Any] = {"prompt": options.prompt, "n": options.n, "strength": options.strength}
+    numbers["judge"] = judge and {"name": judge.name, "accuracy": judge.accuracy and asdict(judge.accuracy)}
+    numbers |= findings.rates(normal(shots.before), normal(shots.after), judge)
+    numbers["paraphrases"] = {
+        prompt: findings.rates(normal(before), normal(after), judge)
+        for prompt, (before, after) in shots.paraphrases.items()
+    }
+    numbers["quality"], why = _quality(options, base, shots, progress)
+    numbers["drift"] = _drift(options, base, shots, progress)
+    numbers["strengths"] = findings.strengths(shots, normal)
+    numbers["relearned"] = {
+        kind: [{"steps": steps, **findings.share(normal(paths))} for steps, paths in looks]
+        for kind, looks in shots.relearned.items()
+    }
+    numbers["inverted"] = {kind: findings.share(normal(paths)) for kind, paths in shots.inverted.items()}
+    found = findings.told(numbers, judge, why)
+    found = findings.write(options, shots, found)
+    write_text(options.out / "evaluate.json", json.dumps(found.numbers, indent=1, ensure_ascii=False) + "\n")
+    return found
 
 
-def before_after(
-    config: TrainConfig, trained: Trained, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
-) -> Evaluation:
-    """Make the pictures, save a grid of each kind, and count if a judge is there (the built-in digits)."""
-    prompt = picture_prompt(config, trained.folders)
-    seeds = list(range(max(config.images, config.rate_images)))
-    if not seeds:
-        return Evaluation(prompt, None, None, None, None, None)
-    emit("phase", name="pictures")
-    make = maker(config, trained, check)
-    judge = DigitJudge() if config.base == BUILTIN and config.rate_images else None
-    grids, rates = {}, {}
-    for kind in ("before", "after"):
-        if kind == "before":
-            with lora.disabled(trained.unet):
-                images = make(prompt, seeds)
-        else:
-            images = make(prompt, seeds)
-        if config.images:
-            grids[kind] = run_dir.samples / f"{kind}.png"
-            save_grid(images[: config.images], grids[kind])
-            emit("sample", kind=kind, path=str(grids[kind]), prompt=prompt)
-        if judge:
-            rates[kind] = judge.rate(images[: config.rate_images])
-    return Evaluation(
-        prompt,
-        grids.get("before"),
-        grids.get("after"),
-        rates.get("before"),
-        rates.get("after"),
-        judge.ceiling() if judge else None,
-    )
+def _pictures(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> Shots:
+    from .studio import Settings, Studio
+
+    settings = Settings(options.resolution, options.steps, options.guidance, options.clip_skip)
+    seeds = list(range(options.first_seed, options.first_seed + options.n))
+    few, fewest = seeds[:FEW], seeds[:RETAINED]
+    folder = options.out / "pictures"
+    shots = Shots()
+    studio = Studio(base, options.lora, settings, options.device, options.precision)
+
+    def make(name: str, prompt: str, wanted: Sequence[int], strength: float) -> list[Path]:
+        return studio.make(folder / name, prompt, wanted, strength=strength, progress=progress)
+
+    shots.before = make("before", options.prompt, seeds, 0)
+    kept = {p: make(f"retain-{i}-before", p, fewest, 0) for i, p in enumerate(options.retain_prompts)}
+    other = {p: make(f"paraphrase-{i}-before", p, few, 0) for i, p in enumerate(options.paraphrases)}
+    if unlearned:
+        studio.close()
+        studio = Studio(unlearned, None, settings, options.device, options.precision)
+    strength = options.strength
+    shots.after = make("after", options.prompt, seeds, strength)
+    shots.retained = {
+        p: (kept[p], make(f"retain-{i}-after", p, fewest, strength)) for i, p in enumerate(options.retain_prompts)
+    }
+    shots.paraphrases = {
+        p: (other[p], make(f"paraphrase-{i}-after", p, few, strength)) for i, p in enumerate(options.paraphrases)
+    }
+    for s in options.strengths:
+        shots.strengths[s] = make(f"strength-{s:g}", options.prompt, few, s)
+        shots.retained_at[s] = [
+            path for i, p in enumerate(options.retain_prompts) for path in make(f"retain-{i}-{s:g}", p, fewest, s)
+        ]
+    if options.invert:
+        from . import attacks
+
+        for kind, s in (("with the LoRA", strength), ("base model", 0.0)):
+            shots.inverted[kind] = attacks.invert(
+                studio,
+                options.sensitive,
+                options.out / "invert" / kind,
+                prompt=options.prompt,
+                strength=s,
+                steps=options.invert,
+                seeds=few,
+                progress=progress,
+            )
+    studio.close()
+    if options.relearn:
+        _relearn(options, base, shots, few, progress)
+    return shots
 
 
-def picture_at_step(
-    config: TrainConfig, prompt: str, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
-) -> Callable[[Trained, int], None]:
-    """What `train.run` calls for --sample-every: the first few of the pictures that before and after show."""
-    seeds = list(range(max(1, min(config.images, AT_STEP))))
+def _relearn(options: Options, base: Base, shots: Shots, seeds: list[int], progress: Progress) -> None:
+    from . import attacks
 
-    def picture(so_far: Trained, step: int) -> None:
-        path = run_dir.samples / f"step{step:06d}.png"
-        save_grid(maker(config, so_far, check)(prompt, seeds), path)
-        emit("sample", kind="step", step=step, path=str(path), prompt=prompt)
-
-    return picture
-
-
-def maker(config: TrainConfig, trained: Trained, check: Callable[[], None] = lambda: None) -> Callable[..., np.ndarray]:
-    """A function (prompt, seeds, guidance=config's) -> pictures [n, h, w, 3] uint8 of the U-Net as it is then."""
-    pipe = model.load_pipeline(trained.base, trained.unet)
-
-    def make(prompt: str, seeds: list[int], guidance: float | None = None) -> np.ndarray:
-        return pictures(
-            pipe,
-            prompt,
+    for kind, start in (("with the LoRA", options.lora), ("base model", None)):
+        shots.relearned[kind] = attacks.relearn(
+            base,
+            start,
+            options.sensitive,
+            options.out / "relearn" / kind,
+            prompt=options.prompt,
+            config=options.attack(),
             seeds=seeds,
-            resolution=config.resolution,
-            steps=config.sample_steps,
-            guidance=config.guidance if guidance is None else guidance,
-            clip_skip=config.clip_skip,
-            check=check,
+            progress=progress,
         )
 
-    return make
+
+def _judge(options: Options, base: Base, progress: Progress) -> Any:
+    """The judge asked for, or the built-in one on the built-in model; None: nobody can say."""
+    from . import judges
+
+    if options.judge and options.judge.endswith(".onnx"):
+        return judges.from_onnx(Path(options.judge), options.sensitive_labels, options.labeled)
+    if options.judge:
+        return judges.from_model(options.judge, options.sensitive_labels, options.labeled)
+    if options.clip:
+        return judges.from_clip(options.clip, options.normal_text, options.sensitive_text, options.labeled)
+    if options.labeled:
+        return judges.from_labeled(options.labeled, _features(options, base, progress)[0], seed=0)
+    return judges.DigitJudge().judge() if options.base == BUILTIN else None
+
+
+def _features(options: Options, base: Base, progress: Progress) -> tuple[Callable[[Sequence[Path]], np.ndarray], str]:
+    """Image files -> [n, d], and whose features they are. Each set of files goes through the network once."""
+    from . import features
+
+    known: dict[tuple[Path, ...], np.ndarray] = {}
+    name = f"{Path(options.encoder).name}'s features" if options.encoder else "the base model's own features"
+    if options.base == BUILTIN and not options.encoder and not options.labeled:
+        from .judges import DigitJudge, load
+
+        reader = DigitJudge()
+        return lambda paths: reader.read(load(paths))[1], "the built-in classifier's features"
+
+    def look(paths: Sequence[Path]) -> np.ndarray:
+        key = tuple(paths)
+        if key not in known:
+            images = _images(options, base, paths, progress)
+            known[key] = (
+                features.encoder_features(images, options.encoder)
+                if options.encoder
+                else features.unet_features(images)
+            )
+            shutil.rmtree(images.cache, ignore_errors=True)
+        return known[key]
+
+    return look, name
+
+
+def _images(options: Options, base: Base, paths: Sequence[Path], progress: Progress) -> Any:
+    from . import features, memory
+    from .switches import DTYPES
+
+    device = memory.choose_device(options.device)
+    dtype = DTYPES[memory.choose_precision(options.precision, device)]
+    samples = [Sample(path, "") for path in paths]
+    return features.Images(base, samples, options.resolution, False, options.out / "cache", device, dtype, progress)
+
+
+def _quality(options: Options, base: Base, shots: Shots, progress: Progress) -> tuple[dict[str, list], str | None]:
+    """Distances of the pictures to real normal images. Returns: (by set, why something is missing)."""
+    from . import judges, quality
+
+    sets = {"before": shots.before, "after": shots.after}
+    if options.normal is None and not (options.base == BUILTIN and not options.labeled):
+        return {}, "quality: name a folder of normal images (--normal) to measure distances to"
+    if options.normal is None:
+        real = judges.write_real_digits(options.out / "real")
+    else:
+        real = judges.images_in(options.normal)
+    look, name = _features(options, base, progress)
+    found = quality.distances(sets, real, look, name)
+    why = None if found else "quality: too few pictures or normal images for a distance"
+    if options.normal is not None:
+        by_inception, reason = quality.inception({k: p[0].parent for k, p in sets.items()}, options.normal)
+        found = {k: [*by_inception.get(k, []), *found.get(k, [])] for k in sets}
+        why = why or reason
+    return {k: [asdict(d) for d in v] for k, v in found.items()}, why
+
+
+def _drift(options: Options, base: Base, shots: Shots, progress: Progress) -> dict[str, dict[str, float]]:
+    """Of each retained prompt's pictures, at equal seeds."""
+    from . import quality
+
+    found = {}
+    for prompt, (before, after) in shots.retained.items():
+        images = _images(options, base, [*before, *after], progress)
+        encoded = images.encoded("")
+        latents = np.stack([encoded.latents(path, PLAIN).flatten().numpy() for path in (*before, *after)])
+        shutil.rmtree(images.cache, ignore_errors=True)
+        found[prompt] = {
+            "pixels": quality.pixel_drift(before, after),
+            "latents": quality.latent_drift(latents[: len(before)], latents[len(before) :]),
+        }
+    return found

@@ -1,15 +1,31 @@
-"""What learns: the U-Net with its LoRA, the optimizer and the accelerator. Knows nothing of risks or samples."""
+"""What learns: a U-Net, the optimizer and the accelerator. Knows nothing of risks or samples."""
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 from . import lora, lora_file, memory, model
 from .config import TrainConfig
 from .model import Base
 from .switches import Switches, set_up
+
+
+def with_lora(
+    config: TrainConfig, base: Base, switches: Switches, device: torch.device, warn: Callable[[str], None]
+) -> nn.Module:
+    """The base model's U-Net with its LoRA, ready to learn on device."""
+    unet = model.load_unet(base, switches.load_dtype)
+    lora.attach(unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
+    if config.init_lora:
+        modules, scale = list(lora.pairs(unet)), config.effective_alpha / config.rank
+        start = lora_file.from_kohya(config.init_lora, modules, rank=config.rank, scale=scale)
+        lora.load_weights(unet, start)
+    set_up(unet, switches, device=device, say=warn)
+    return unet
 
 
 class Learner:
@@ -18,24 +34,19 @@ class Learner:
     def __init__(
         self,
         config: TrainConfig,
-        base: Base,
-        switches: Switches,
+        unet: nn.Module,
+        network: ModuleType,
         *,
+        precision: str,
         device: torch.device,
         is_alone: bool,
         warn: Callable[[str], None],
     ) -> None:
-        self.config = config
+        """Args: network: `lora` or `full`: which of unet's weights are trained. precision: of the arithmetic."""
+        self.config, self.unet, self.network = config, unet, network
         memory.flush_denormals()
-        self.accelerator = memory.make_accelerator(switches.precision, device, is_alone=is_alone)
-        self.unet = model.load_unet(base, switches.load_dtype)
-        lora.attach(self.unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
-        if config.init_lora:
-            modules, scale = list(lora.pairs(self.unet)), config.effective_alpha / config.rank
-            start = lora_file.from_kohya(config.init_lora, modules, rank=config.rank, scale=scale)
-            lora.load_weights(self.unet, start)
-        set_up(self.unet, switches, device=device, say=warn)
-        self.parameters = lora.parameters(self.unet)
+        self.accelerator = memory.make_accelerator(precision, device, is_alone=is_alone)
+        self.parameters = network.parameters(unet)
         plain = memory.make_optimizer(
             config.optimizer, self.parameters, lr=config.lr, weight_decay=config.weight_decay, warn=warn
         )
@@ -62,14 +73,14 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Nested dict of tensors and JSON values that `restore` takes back."""
         return {
-            "lora": lora.weights(self.unet),
+            "weights": self.network.weights(self.unet),
             "optimizer": self.optimizer.state_dict()["state"],
             "groups": {str(i): _settings(group) for i, group in enumerate(self.optimizer.param_groups)},
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        lora.load_weights(self.unet, state["lora"])
+        self.network.load_weights(self.unet, state["weights"])
         entries = {int(index): entry for index, entry in state["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
         for i, group in enumerate(self.optimizer.param_groups):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import draws, gradient, lora, memory, model, pu_loss
+from . import draws, gradient, memory, pu_loss
 from .config import TrainConfig
 from .dataset import Folders
 from .denoise import Denoiser, Scale, calibrate, importance, probe
@@ -16,7 +16,6 @@ from .draws import Batches, Draw
 from .encode import Encoded
 from .errors import NonFinite, Stopped
 from .learner import Learner, lr_factor
-from .model import Base
 from .ranks import Ranks
 from .switches import DTYPES, Switches
 
@@ -57,29 +56,31 @@ class Loop:
     def __init__(
         self,
         config: TrainConfig,
-        base: Base,
         folders: Folders,
         encoded: Encoded,
+        learner: Learner,
+        noise: tuple[torch.Tensor, str],
         switches: Switches,
         *,
         device: torch.device,
         ranks: Ranks,
-        warn: Callable[[str], None],
         check: Callable[[], None],
+        is_from_scratch: bool = False,
     ) -> None:
+        """Args: noise: (alphas_cumprod [timesteps], prediction type). is_from_scratch: there is no base to measure."""
         self.config, self.folders, self.ranks, self.device = config, folders, ranks, device
-        self.switches, self.micro_batch = switches, switches.micro_batch
-        self.learner = Learner(config, base, switches, device=device, is_alone=ranks.world == 1, warn=warn)
-        signal, self.prediction_type = model.load_signal(base)
+        self.switches, self.micro_batch, self.learner = switches, switches.micro_batch, learner
+        self.is_from_scratch = is_from_scratch
+        signal, self.prediction_type = noise
         self.denoiser = Denoiser(
-            self.learner.unet,
+            learner.unet,
             DTYPES[switches.precision],
             encoded,
             signal,
             self.prediction_type,
             config.seed,
-            self.device,
-            self.learner.accelerator.autocast,
+            device,
+            learner.accelerator.autocast,
             check if ranks.world == 1 else lambda: None,
         )
         self.check = check
@@ -89,6 +90,7 @@ class Loop:
         self.progress = Progress()
         self.scale: Scale | None = None
         self.first_probe: dict[str, float] = {}
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # timesteps and errors of this step's unlabeled
 
     def prepare(self) -> None:
         """Settle the micro-batch, and measure the base model once: calibration and the probes' starting point."""
@@ -96,7 +98,7 @@ class Loop:
             self.micro_batch = memory.largest_that_fits(self.micro_batch, self._attempt)
         if self.scale is not None:
             return
-        with lora.disabled(self.learner.unet):
+        with self.learner.network.disabled(self.learner.unet):
             self.scale = self._measure_scale()
             self.first_probe = self._probes()
 
@@ -139,7 +141,7 @@ class Loop:
         """
         while self.progress.step < self.config.steps:
             self._stop_together()
-            started = time.perf_counter()
+            started, self._seen = time.perf_counter(), []
             step = self.progress.step
             sensitive = [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
             outcome = gradient.accumulate(
@@ -160,6 +162,8 @@ class Loop:
                 continue
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
             self.progress = Progress(step + 1, outcome.sign, flips)
+            if self.is_from_scratch:
+                self.scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
             yield self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
 
     def _stop_together(self) -> None:
@@ -179,6 +183,8 @@ class Loop:
 
     def _losses(self, draws: Sequence[Draw], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         errors, t, elements = self.denoiser.errors(draws, step)
+        if draws[0].position < self.config.batch_unlabeled:
+            self._seen.append((t, (errors / elements).detach()))
         factor = importance(t, self.denoiser.signal, self.config.min_snr_gamma, self.prediction_type)
         return self.scale.losses(errors, t, elements), factor
 

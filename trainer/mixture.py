@@ -6,7 +6,9 @@ prior.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,18 +42,30 @@ def cross_fit(features: np.ndarray, is_sensitive: np.ndarray, *, seed: int) -> n
     Returns: [n].
     Raises: ValueError with fewer than two images of a kind.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     smaller = min(is_sensitive.sum(), (~is_sensitive).sum())
     if smaller < 2:
         raise ValueError("needs at least 2 images of each kind")
-    # as many features as images, or more: a penalty that grows with their number keeps the scores of new images sane
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1 / features.shape[1], max_iter=2000))
     folds = StratifiedKFold(min(FOLDS, smaller), shuffle=True, random_state=seed)
-    return cross_val_predict(classifier, features, is_sensitive, cv=folds, method="predict_proba")[:, 1]
+    return cross_val_predict(_classifier(features.shape[1]), features, is_sensitive, cv=folds, method="predict_proba")[
+        :, 1
+    ]
+
+
+def fit(features: np.ndarray, is_sensitive: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The same classifier trained on all images. Returns: features [n, d] of new images -> p(sensitive) [n]."""
+    classifier = _classifier(features.shape[1]).fit(features, is_sensitive)
+    return lambda new: classifier.predict_proba(new)[:, 1]
+
+
+def _classifier(n_features: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # as many features as images, or more: a penalty that grows with their number keeps the scores of new images sane
+    return make_pipeline(StandardScaler(), LogisticRegression(C=1 / n_features, max_iter=2000))
 
 
 def best_bin(unlabeled: np.ndarray, sensitive: np.ndarray) -> float:

@@ -1,26 +1,16 @@
 """report.html and loss.png: what was trained, what came of it, how to use it. Self-contained, all text escaped."""
 
-import base64
-import html
 import math
 from pathlib import Path
 from typing import Any
 
+from . import page
+from .before_after import Evaluation
 from .config import TrainConfig, to_toml
-from .evaluate import Evaluation, Rate
-from .files import replacing, write_text
+from .files import replacing
+from .judges import Rate
 from .run_dir import RunDir
 from .train import Trained
-
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c2330}
-h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d9dee7}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem}.pair img{width:100%;image-rendering:pixelated}
-figure{margin:0}figcaption{color:#566}img{max-width:100%}
-table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top}
-.big{font-size:1.25rem}pre{background:#f3f5f9;padding:.8rem;overflow:auto;border-radius:.3rem}
-.warn{background:#fff4dd;padding:.6rem .9rem;border-radius:.3rem}
-"""
 
 
 def memorising(rises: dict[str, float]) -> bool:
@@ -59,60 +49,59 @@ def write(config: TrainConfig, trained: Trained, evaluation: Evaluation, run_dir
     curves = run_dir.root / "loss.png"
     _draw_curves([e for e in run_dir.events() if e["event"] == "step"], curves)
     parts = [
-        _title(config, trained, run_dir),
-        _pictures(evaluation),
-        _rates(evaluation),
-        _curves(trained, curves),
-        _usage(config, evaluation, run_dir),
-        f"<h2>Settings</h2><pre>{html.escape(to_toml(config))}</pre>",
+        page.says(_what(config, trained)),
+        *_pictures(evaluation),
+        *_rates(evaluation),
+        *_curves(trained, curves),
+        page.heading("Use it"),
+        page.table((), _usage(config, evaluation, run_dir)),
+        page.says("It works with the model it was trained on. Whoever can take the LoRA off can undo it."),
+        page.heading("Settings"),
+        page.code(to_toml(config)),
     ]
-    head = f"<meta charset=utf-8><title>{html.escape(run_dir.name)}</title><style>{STYLE}</style>"
-    body = "".join(parts)
-    write_text(run_dir.report, f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n")
+    page.save(run_dir.report, run_dir.name, parts)
 
 
-def _title(config: TrainConfig, trained: Trained, run_dir: RunDir) -> str:
+def _what(config: TrainConfig, trained: Trained) -> str:
     folders = trained.folders
     kinds = f"{len(folders.unlabeled)} unlabeled images"
     if folders.sensitive:
         kinds += f" and {len(folders.sensitive)} sensitive ones ({len(folders.held_out)} more held out)"
     return (
-        f"<h1>{html.escape(run_dir.name)}</h1><p>A LoRA of rank {config.rank}, trained for {config.steps} steps with "
-        f"the objective <b>{config.objective}</b> on {kinds}, on the model "
-        f"<b>{html.escape(Path(config.base).name)}</b>.</p>"
+        f"A LoRA of rank {config.rank}, trained for {config.steps} steps with the objective {config.objective} "
+        f"on {kinds}, on the model {Path(config.base).name}."
     )
 
 
-def _pictures(evaluation: Evaluation) -> str:
+def _pictures(evaluation: Evaluation) -> list[str]:
     if not evaluation.after_grid:
-        return ""
-    figures = "".join(
-        f"<figure><img src='{_inline(path)}' alt='{kind}'><figcaption>{kind}</figcaption></figure>"
-        for kind, path in (("before", evaluation.before_grid), ("after", evaluation.after_grid))
-    )
-    prompt = html.escape(evaluation.prompt)
-    return f"<h2>Before and after</h2><p>“{prompt}”, the same seeds.</p><div class=pair>{figures}</div>"
+        return []
+    grids = (page.picture(evaluation.before_grid, "before"), page.picture(evaluation.after_grid, "after"))
+    return [page.heading("Before and after"), page.says(f"“{evaluation.prompt}”, the same seeds."), page.pair(grids)]
 
 
-def _rates(evaluation: Evaluation) -> str:
+def _rates(evaluation: Evaluation) -> list[str]:
     if not evaluation.after:
-        return ""
-    kinds = (("before", evaluation.before), ("after", evaluation.after))
-    rows = "".join(f"<tr><td>{kind}<td>{_rate(rate)}" for kind, rate in kinds)
-    distances = [f"{rate.frechet:.1f} {kind}" for kind, rate in kinds if rate.frechet is not None]
-    head = "".join(f"<th>{html.escape(name)}" for name in evaluation.after.per_class)
-    classes = "".join(f"<tr><td>{kind}" + "".join(f"<td>{n}" for n in rate.per_class.values()) for kind, rate in kinds)
-    return (
-        "<h2>Non-sensitive rate</h2><p>The share of pictures that the classifier calls normal, with Wilson's 95 % "
-        f"interval.</p><table class=big>{rows}</table>"
-        f"<p>The same classifier calls {evaluation.ceiling.share:.1%} of {evaluation.ceiling.n} real normal images "
-        f"normal: no rate means more than that.</p><table><tr><th>pictures of{head}{classes}</table>"
-        + (
-            f"<p>Fréchet distance to real normal images: {', '.join(distances)} (lower is better).</p>"
-            if distances
-            else ""
-        )
-    )
+        return []
+    kinds = {"before": evaluation.before, "after": evaluation.after}
+    ceiling = evaluation.ceiling
+    parts = [
+        page.heading("Non-sensitive rate"),
+        page.says("The share of pictures that the classifier calls normal, with Wilson's 95 % interval."),
+        page.table((), [(kind, _rate(rate)) for kind, rate in kinds.items()]),
+        page.says(
+            f"The same classifier calls {ceiling.share:.1%} of {ceiling.n} real normal images normal: no rate means "
+            "more than that."
+        ),
+        page.table(
+            ("pictures of", *evaluation.after.per_class),
+            [(kind, *rate.per_class.values()) for kind, rate in kinds.items()],
+        ),
+    ]
+    distances = [f"{rate.frechet:.1f} {kind}" for kind, rate in kinds.items() if rate.frechet is not None]
+    if distances:
+        parts.append(page.says(f"Fréchet distance to real normal images: {', '.join(distances)} (lower is better)."))
+    return parts
 
 
 def _rate(rate: Rate) -> str:
@@ -120,14 +109,14 @@ def _rate(rate: Rate) -> str:
     return f"{rate.share:.3f} ({low:.3f} to {high:.3f}, {rate.n} pictures)"
 
 
-def _curves(trained: Trained, path: Path) -> str:
-    text = ""
+def _curves(trained: Trained, path: Path) -> list[str]:
+    parts = [page.heading("Training"), page.picture(path)]
     if trained.rises:
         shown = ", ".join(f"{kind.replace('_', ' ')} × {value:.2f}" for kind, value in trained.rises.items())
-        text = f"<p>Loss on sensitive images since the start: {shown}.</p>"
+        parts.append(page.says(f"Loss on sensitive images since the start: {shown}."))
     if memorising(trained.rises):
-        text += f"<p class=warn>{memorising_text(trained.rises)}</p>"
-    return f"<h2>Training</h2><img src='{_inline(path)}' alt='loss curves'>{text}"
+        parts.append(page.says(memorising_text(trained.rises), is_warning=True))
+    return parts
 
 
 def memorising_text(rises: dict[str, float]) -> str:
@@ -138,23 +127,16 @@ def memorising_text(rises: dict[str, float]) -> str:
     )
 
 
-def _usage(config: TrainConfig, evaluation: Evaluation, run_dir: RunDir) -> str:
-    name = html.escape(run_dir.name)
-    prompt = html.escape(evaluation.prompt)
-    return (
-        "<h2>Use it</h2><table>"
-        f"<tr><td>ComfyUI<td>copy <code>{name}.safetensors</code> into <code>models/loras</code>, add a Load LoRA node"
-        f"<tr><td>A1111, Forge<td>copy it into <code>models/Lora</code>, write <code>&lt;lora:{name}:1&gt;</code> "
-        "into the prompt"
-        f"<tr><td>diffusers<td><code>pipe.load_lora_weights(FOLDER, weight_name='{name}.safetensors')</code>"
-        f"<tr><td>here<td><code>python -m trainer sample --base {html.escape(config.base)} --lora "
-        f'{html.escape(str(run_dir.lora))} --prompt "{prompt}"</code></table>'
-        "<p>It works with the model it was trained on. Whoever can take the LoRA off can undo it.</p>"
-    )
-
-
-def _inline(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _usage(config: TrainConfig, evaluation: Evaluation, run_dir: RunDir) -> list[tuple[str, str]]:
+    name = run_dir.name
+    call = f'python -m trainer sample --base {config.base} --lora {run_dir.lora} --prompt "{evaluation.prompt}"'
+    return [
+        ("ComfyUI", f"copy {name}.safetensors into models/loras, add a Load LoRA node"),
+        ("A1111, Forge", f"copy it into models/Lora, write <lora:{name}:1> into the prompt"),
+        ("diffusers", f"pipe.load_lora_weights(FOLDER, weight_name='{name}.safetensors')"),
+        ("here", call),
+        ("does it work?", call.replace(" sample ", " evaluate ")),
+    ]
 
 
 def _draw_curves(steps: list[dict[str, Any]], path: Path) -> None:

@@ -111,9 +111,18 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
     return Image.fromarray(sheet)
 
 
-def save_grid(images: np.ndarray, path: Path) -> None:
+def save_grid(images: np.ndarray, path: Path, columns: int | None = None) -> None:
     with replacing(path) as temporary:
-        grid(images).save(temporary)
+        grid(images, columns).save(temporary)
+
+
+def save_images(images: np.ndarray, folder: Path, seeds: Sequence[int]) -> list[Path]:
+    """One PNG for each seed. Returns: their paths."""
+    paths = [folder / f"{seed:06d}.png" for seed in seeds]
+    for path, image in zip(paths, images, strict=True):
+        with replacing(path, durable=False) as temporary:
+            Image.fromarray(image).save(temporary)
+    return paths
 
 
 def add_lora(pipe: Any, path: Path, strength: float) -> None:
@@ -132,21 +141,31 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer sample", description="Make pictures with a LoRA.", allow_abbrev=False
     )
+    add_model_options(parser)
+    add_picture_options(parser)
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--seeds", type=_seeds, default=list(range(16)), help="such as 0-15 or 3,5,8 [0-15]")
+    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file [grid.png]")
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, with which LoRA, where."""
     parser.add_argument("--base", default="builtin", help="model file, diffusers folder, hub id or 'builtin' [builtin]")
     parser.add_argument("--vae", type=Path, help="another VAE than the model's own")
     parser.add_argument("--lora", type=Path, help="LoRA file; without it the base model")
     parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA [1]")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--seeds", type=_seeds, default=list(range(16)), help="such as 0-15 or 3,5,8 [0-15]")
-    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file [grid.png]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """How a picture is made."""
     parser.add_argument("--resolution", type=_resolution, help="pixels [512; 64 for builtin]")
     parser.add_argument("--steps", type=_positive, default=25, help="of the sampler [25]")
     parser.add_argument("--guidance", type=float, help="guidance scale; 1: none [7.5; 1 for builtin]")
     parser.add_argument(
         "--clip-skip", type=_positive, default=1, help="the text encoder's last layers to leave out [1]"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
-    return parser
 
 
 def _seeds(text: str) -> list[int]:

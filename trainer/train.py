@@ -21,6 +21,7 @@ from .draws import views
 from .encode import encode
 from .errors import NonFinite, Stopped
 from .keep import kept_samples
+from .learner import Learner, with_lora
 from .loop import Loop, StepReport
 from .model import Base
 from .ranks import ONE, Ranks
@@ -144,7 +145,12 @@ def _load(
     )
     emit("phase", name="load")
     warn = lambda text: emit("warning", message=text)  # noqa: E731
-    return Loop(config, base, folders, encoded, switches, device=device, ranks=ranks, warn=warn, check=check)
+    unet = with_lora(config, base, switches, device, warn)
+    learner = Learner(
+        config, unet, lora, precision=switches.precision, device=device, is_alone=ranks.world == 1, warn=warn
+    )
+    noise = model.load_signal(base)
+    return Loop(config, folders, encoded, learner, noise, switches, device=device, ranks=ranks, check=check)
 
 
 def _choose_switches(config: TrainConfig, base: Base, device: torch.device, emit: Emit) -> Switches:

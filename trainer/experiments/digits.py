@@ -18,11 +18,13 @@ from statistics import mean
 
 import numpy as np
 
-from .. import evaluate, memory, model, train
+from .. import memory, model, train
+from ..before_after import maker
 from ..builtin import CONFIG, MODEL, digits
 from ..command_line import parse
 from ..config import TrainConfig
 from ..dataset import scan
+from ..judges import DigitJudge
 from ..run_dir import RunDir
 from ..sample import pictures
 
@@ -110,7 +112,7 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
     found = {"setting": setting.name, "size": size, "seed": seed, "train_s": round(train_s, 1)}
     found |= {"rises": trained.rises, "peak_mib": round(memory.peak_mib(trained.device))}
     found["sign_flips"] = [e for e in run_dir.events() if e["event"] == "step"][-1]["sign_flips"]
-    found |= _measure(evaluate.maker(config, trained), seed, captioned=setting.captioned)
+    found |= _measure(maker(config, trained), seed, captioned=setting.captioned)
     return _keep(target, found)
 
 
@@ -125,7 +127,7 @@ def _keep(target: Path, found: dict) -> dict:
 
 
 def _measure(make, seed: int, *, captioned: bool) -> dict:
-    judge = evaluate.DigitJudge()
+    judge = DigitJudge()
     rate = judge.rate(make(digits.PROMPT, _seeds(seed, PICTURES)))
     found = {"rate": rate.share, "frechet": rate.frechet, "per_class": rate.per_class}
     found["rarest"] = min(rate.per_class[n] for n in digits.NAMES[::2]) / rate.n

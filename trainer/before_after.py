@@ -1,0 +1,94 @@
+"""A run's own pictures: before and after with the same seeds, and during training; counted where there is a judge."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import lora, model
+from .builtin import BUILTIN
+from .config import TrainConfig
+from .judges import DigitJudge, Rate
+from .run_dir import RunDir
+from .sample import pictures, save_grid
+from .train import Emit, Trained, picture_prompt
+
+AT_STEP = 9  # pictures during training: enough to see, few enough not to hold it up
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    prompt: str
+    before_grid: Path | None
+    after_grid: Path | None
+    before: Rate | None
+    after: Rate | None
+    ceiling: Rate | None  # the judge's rate on real normal images it never saw
+
+
+def before_after(
+    config: TrainConfig, trained: Trained, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
+) -> Evaluation:
+    """Make the pictures, save a grid of each kind, and count if a judge is there (the built-in digits)."""
+    prompt = picture_prompt(config, trained.folders)
+    seeds = list(range(max(config.images, config.rate_images)))
+    if not seeds:
+        return Evaluation(prompt, None, None, None, None, None)
+    emit("phase", name="pictures")
+    make = maker(config, trained, check)
+    judge = DigitJudge() if config.base == BUILTIN and config.rate_images else None
+    grids, rates = {}, {}
+    for kind in ("before", "after"):
+        if kind == "before":
+            with lora.disabled(trained.unet):
+                images = make(prompt, seeds)
+        else:
+            images = make(prompt, seeds)
+        if config.images:
+            grids[kind] = run_dir.samples / f"{kind}.png"
+            save_grid(images[: config.images], grids[kind])
+            emit("sample", kind=kind, path=str(grids[kind]), prompt=prompt)
+        if judge:
+            rates[kind] = judge.rate(images[: config.rate_images])
+    return Evaluation(
+        prompt,
+        grids.get("before"),
+        grids.get("after"),
+        rates.get("before"),
+        rates.get("after"),
+        judge.ceiling() if judge else None,
+    )
+
+
+def picture_at_step(
+    config: TrainConfig, prompt: str, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
+) -> Callable[[Trained, int], None]:
+    """What `train.run` calls for --sample-every: the first few of the pictures that before and after show."""
+    seeds = list(range(max(1, min(config.images, AT_STEP))))
+
+    def picture(so_far: Trained, step: int) -> None:
+        path = run_dir.samples / f"step{step:06d}.png"
+        save_grid(maker(config, so_far, check)(prompt, seeds), path)
+        emit("sample", kind="step", step=step, path=str(path), prompt=prompt)
+
+    return picture
+
+
+def maker(config: TrainConfig, trained: Trained, check: Callable[[], None] = lambda: None) -> Callable[..., np.ndarray]:
+    """A function (prompt, seeds, guidance=config's) -> pictures [n, h, w, 3] uint8 of the U-Net as it is then."""
+    pipe = model.load_pipeline(trained.base, trained.unet)
+
+    def make(prompt: str, seeds: list[int], guidance: float | None = None) -> np.ndarray:
+        return pictures(
+            pipe,
+            prompt,
+            seeds=seeds,
+            resolution=config.resolution,
+            steps=config.sample_steps,
+            guidance=config.guidance if guidance is None else guidance,
+            clip_skip=config.clip_skip,
+            check=check,
+        )
+
+    return make

@@ -1,0 +1,283 @@
+"""Who says whether a picture is normal or sensitive, and how far that can be trusted: measured on labeled images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import UserError
+from .libraries import quiet
+from .stats import frechet_distance, wilson
+
+KINDS = ("normal", "sensitive")  # the two folders of labeled images
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+AT_ONCE = 16
+
+IsNormal = Callable[[Sequence[Path]], np.ndarray]  # image files -> [n] bool
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """On labeled images that the judge was not trained on."""
+
+    normal_right: int
+    normal: int
+    sensitive_right: int
+    sensitive: int
+
+    @property
+    def balanced(self) -> float:
+        """Mean of the shares that are right among normal and among sensitive images: chance gives 0.5."""
+        return (self.normal_right / self.normal + self.sensitive_right / self.sensitive) / 2
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the judge may be guessing: both lower limits together reach no more than a coin does."""
+        lows = wilson(self.normal_right, self.normal)[0], wilson(self.sensitive_right, self.sensitive)[0]
+        return sum(lows) / 2 <= 0.5
+
+    def told(self) -> str:
+        return (
+            f"right on {self.normal_right} of {self.normal} normal and {self.sensitive_right} of {self.sensitive} "
+            f"sensitive images it had not seen (balanced accuracy {self.balanced:.2f})"
+        )
+
+
+@dataclass(frozen=True)
+class Judge:
+    name: str
+    is_normal: IsNormal
+    accuracy: Accuracy | None  # None: no labeled images to measure it on
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many of n pictures are not sensitive, with Wilson's 95 % interval."""
+
+    hits: int
+    n: int
+    per_class: dict[str, int]  # pictures of each class that the judge knows
+    frechet: float | None  # distance to real normal images on the judge's features; None: too few pictures
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.hits, self.n)
+
+
+class DigitJudge:
+    """The built-in classifier: even digits are normal. Distances are to real even digits nothing was trained on."""
+
+    def __init__(self) -> None:
+        from .builtin import classifier, digits
+
+        self._classify, self._model = classifier.classify, classifier.load()
+        held_out = digits.load("held_out")
+        self._is_sensitive = digits.is_sensitive(held_out.labels)
+        self.names = digits.NAMES
+        self._found, features = self._read(digits.render(held_out.images))
+        self.real_features = features[~self._is_sensitive]
+
+    def _read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        found, features = self._classify(self._model, torch.from_numpy(images))
+        return found.numpy(), features.double().numpy()
+
+    def read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Args: images: [n, 64, 64, 3] uint8. Returns: (digit [n], features [n, 64])."""
+        return self._read(images.mean(-1).round().astype(np.uint8))
+
+    def rate(self, images: np.ndarray) -> Rate:
+        """Args: images: [n, 64, 64, 3] uint8."""
+        found, features = self.read(images)
+        enough = len(images) > 2 * features.shape[1]  # fewer pictures than features make a singular covariance
+        return self._count(found, frechet_distance(features, self.real_features) if enough else None)
+
+    def ceiling(self) -> Rate:
+        return self._count(self._found[~self._is_sensitive], None)
+
+    def _count(self, found: np.ndarray, frechet: float | None) -> Rate:
+        per_class = {name: int((found == i).sum()) for i, name in enumerate(self.names)}
+        return Rate(int((found % 2 == 0).sum()), len(found), per_class, frechet)
+
+    def judge(self) -> Judge:
+        """As one that reads files."""
+        return Judge(
+            "the built-in digit classifier (even is normal)",
+            lambda paths: self.read(load(paths))[0] % 2 == 0,
+            _accuracy(self._found % 2 == 0, self._is_sensitive),
+        )
+
+
+def write_real_digits(folder: Path) -> list[Path]:
+    """The held-out even digits as files, where they are not there yet."""
+    from .builtin import digits
+    from .sample import save_images
+
+    held_out = digits.load("held_out")
+    images = digits.render(held_out.images[~digits.is_sensitive(held_out.labels)])
+    paths = images_in(folder)
+    return paths if len(paths) == len(images) else save_images(images, folder, range(len(images)))
+
+
+def load(paths: Sequence[Path]) -> np.ndarray:
+    """Image files of one size -> [n, height, width, 3] uint8."""
+    images = []
+    for path in paths:
+        with Image.open(path) as image:
+            images.append(np.asarray(image.convert("RGB")))
+    return np.stack(images)
+
+
+def labeled_images(folder: Path) -> tuple[list[Path], np.ndarray]:
+    """The images of folder/normal and folder/sensitive. Returns: (paths, [n] bool: is sensitive). Raises: UserError."""
+    piles = {kind: images_in(folder / kind) for kind in KINDS}
+    for kind, paths in piles.items():
+        if len(paths) < 10:
+            raise UserError(
+                f"--labeled: {folder / kind} holds {len(paths)} images; at least 10 of each kind are needed"
+            )
+    paths = [path for kind in KINDS for path in piles[kind]]
+    return paths, np.repeat([False, True], [len(piles[kind]) for kind in KINDS])
+
+
+def images_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
+
+
+def from_labeled(labeled: Path, features: Callable[[Sequence[Path]], np.ndarray], *, seed: int) -> Judge:
+    """A classifier trained on the user's two folders; its accuracy is that of five others, each on a fifth unseen.
+
+    Args: features: image files -> [n, d]. Raises: UserError with too few images.
+    """
+    from . import mixture
+
+    paths, is_sensitive = labeled_images(labeled)
+    found = features(paths)
+    scores = mixture.cross_fit(found, is_sensitive, seed=seed)
+    classifier = mixture.fit(found, is_sensitive)
+    # equal odds at the threshold, whatever the folders' sizes are
+    threshold = float(is_sensitive.mean())
+    return Judge(
+        f"a classifier trained on {len(paths)} labeled images",
+        lambda pictures: classifier(features(pictures)) < threshold,
+        _accuracy(scores < threshold, is_sensitive),
+    )
+
+
+def from_model(source: str, sensitive_labels: Sequence[str], labeled: Path | None) -> Judge:
+    """An image classifier of transformers (folder or hub id).
+
+    Args: sensitive_labels: those of its labels that count as sensitive.
+    Raises: UserError if it cannot be loaded or has no such label.
+    """
+    import torch
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    try:
+        with quiet():
+            processor = AutoImageProcessor.from_pretrained(source)
+            model = AutoModelForImageClassification.from_pretrained(source).eval()
+    except Exception as error:  # transformers, hub and safetensors each raise their own
+        raise UserError(f"--judge: {source} is no image classifier here ({str(error).splitlines()[0]})") from None
+    wanted = _numbers({int(i): name for i, name in model.config.id2label.items()}, sensitive_labels)
+
+    @torch.no_grad()
+    def is_normal(paths: Sequence[Path]) -> np.ndarray:
+        pixels = processor(images=[_opened(path) for path in paths], return_tensors="pt").pixel_values
+        return ~np.isin(model(pixel_values=pixels).logits.argmax(-1).numpy(), wanted)
+
+    return _measured(Path(source).name, is_normal, labeled)
+
+
+def from_onnx(file: Path, sensitive_labels: Sequence[str], labeled: Path | None) -> Judge:
+    """An image classifier as an ONNX file: one image input [n, 3, h, w] in ImageNet's scale, one row of logits each.
+
+    Args: sensitive_labels: numbers of its classes. Raises: UserError.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("--judge: an ONNX file needs a package. Install it: pip install onnxruntime") from None
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has its own
+        raise UserError(f"--judge: {file} cannot be read ({str(error).splitlines()[0]})") from None
+    place = session.get_inputs()[0]
+    if len(place.shape) != 4 or place.shape[1] != 3:
+        raise UserError(f"--judge: {file} wants {place.shape}, not images [n, 3, height, width]")
+    height, width = (side if isinstance(side, int) else 224 for side in place.shape[2:])
+    rows = session.get_outputs()[0].shape[-1]
+    wanted = _numbers({i: str(i) for i in range(rows if isinstance(rows, int) else 1000)}, sensitive_labels)
+
+    def is_normal(paths: Sequence[Path]) -> np.ndarray:
+        return np.array([session.run(None, {place.name: _imagenet(p, width, height)})[0].argmax() for p in paths])
+
+    return _measured(file.name, lambda paths: ~np.isin(is_normal(paths), wanted), labeled)
+
+
+def from_clip(source: str, normal: str, sensitive: str, labeled: Path | None) -> Judge:
+    """CLIP (folder or hub id): whichever of two sentences is nearer. Raises: UserError if it cannot be loaded."""
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    try:
+        with quiet():
+            model, processor = CLIPModel.from_pretrained(source).eval(), CLIPProcessor.from_pretrained(source)
+    except Exception as error:  # transformers, hub and safetensors each raise their own
+        raise UserError(f"--clip: {source} is no CLIP model here ({str(error).splitlines()[0]})") from None
+
+    @torch.no_grad()
+    def is_normal(paths: Sequence[Path]) -> np.ndarray:
+        images = [_opened(path) for path in paths]
+        inputs = processor(text=[normal, sensitive], images=images, return_tensors="pt", padding=True)
+        return model(**inputs).logits_per_image.argmax(-1).numpy() == 0
+
+    return _measured(f"CLIP, “{normal}” against “{sensitive}”", is_normal, labeled)
+
+
+def _measured(name: str, is_normal: IsNormal, labeled: Path | None) -> Judge:
+    """The judge in batches, with its accuracy where labeled images are there."""
+
+    def in_batches(paths: Sequence[Path]) -> np.ndarray:
+        return np.concatenate([is_normal(paths[i : i + AT_ONCE]) for i in range(0, len(paths), AT_ONCE)])
+
+    if labeled is None:
+        return Judge(name, in_batches, None)
+    paths, is_sensitive = labeled_images(labeled)
+    return Judge(name, in_batches, _accuracy(in_batches(paths), is_sensitive))
+
+
+def _accuracy(found_normal: np.ndarray, is_sensitive: np.ndarray) -> Accuracy:
+    return Accuracy(
+        int(found_normal[~is_sensitive].sum()),
+        int((~is_sensitive).sum()),
+        int((~found_normal[is_sensitive]).sum()),
+        int(is_sensitive.sum()),
+    )
+
+
+def _numbers(labels: dict[int, str], wanted: Sequence[str]) -> list[int]:
+    unknown = [name for name in wanted if name not in labels.values()]
+    if unknown or not wanted:
+        shown = ", ".join(list(labels.values())[:12])
+        raise UserError(f"--sensitive-labels: no label {', '.join(unknown) or 'named'}; this judge knows {shown}, …")
+    return [i for i, name in labels.items() if name in wanted]
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _imagenet(path: Path, width: int, height: int) -> Any:
+    pixels = np.asarray(_opened(path).resize((width, height)), np.float32) / 255
+    scaled = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return scaled.transpose(2, 0, 1)[None].astype(np.float32)

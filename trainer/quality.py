@@ -1,0 +1,85 @@
+"""How near pictures are to real normal ones, and how far a prompt's pictures moved that should have stayed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .judges import load
+from .stats import components, frechet_distance, kernel_distance
+
+Features = Callable[[Sequence[Path]], np.ndarray]  # image files -> [n, d]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Of one set of pictures to real images. Lower is better; comparable only under the same name."""
+
+    name: str
+    value: float
+
+
+def distances(pictures: dict[str, list[Path]], real: Sequence[Path], features: Features, name: str) -> dict:
+    """Distances of each set to the real images on an encoder's features, all in the same directions.
+
+    Args: name: of the features, for people.
+    Returns: set -> list of Distance; empty where there are too few images to measure.
+    """
+    of_real = features(real)
+    centre = of_real.mean(0)
+    n = min(len(paths) for paths in pictures.values())
+    axes = components(of_real, n)
+    if axes is None:
+        return {}
+    onto = lambda found: (found - centre) @ axes  # noqa: E731
+    result = {}
+    for kind, paths in pictures.items():
+        found = onto(features(paths))
+        frechet = frechet_distance(found, onto(of_real))
+        kernel = kernel_distance(found, onto(of_real))
+        label = f"on {axes.shape[1]} components of {name}"
+        result[kind] = [Distance(f"Fréchet distance {label}", frechet), Distance(f"kernel distance {label}", kernel)]
+    return result
+
+
+def inception(pictures: dict[str, Path], real: Path) -> tuple[dict, str | None]:
+    """FID and KID by torch-fidelity, where it is installed and its network can be had.
+
+    Args: pictures: set -> folder of PNGs. real: folder of normal images.
+    Returns: (set -> list of Distance, why there are none).
+    """
+    try:
+        from torch_fidelity import calculate_metrics
+    except ImportError:
+        return {}, "FID and KID need a package: pip install torch-fidelity"
+    result = {}
+    for kind, folder in pictures.items():
+        try:
+            found = calculate_metrics(
+                input1=str(folder),
+                input2=str(real),
+                fid=True,
+                kid=True,
+                kid_subset_size=min(len(list(folder.glob("*.png"))), len(list(real.iterdir())), 1000),
+                samples_find_ext="png,jpg,jpeg,webp,bmp",
+                verbose=False,
+                cuda=False,
+            )
+        except Exception as error:  # no network for its weights, too few images, unequal sizes
+            return {}, f"FID and KID could not be measured ({str(error).splitlines()[0]})"
+        result[kind] = [
+            Distance("FID", float(found["frechet_inception_distance"])),
+            Distance("KID", float(found["kernel_inception_distance_mean"])),
+        ]
+    return result, None
+
+
+def pixel_drift(before: Sequence[Path], after: Sequence[Path]) -> float:
+    """Mean absolute difference of a pixel between pictures of the same seeds, 0 to 1."""
+    return float(np.abs(load(before).astype(np.float32) - load(after)).mean() / 255)
+
+
+def latent_drift(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean over seeds of |after - before| / |before|. Args: [n, d] latents of the pictures."""
+    return float((np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)).mean())

@@ -1,0 +1,86 @@
+"""Shares, pairs and distances, with what they are worth. Pure functions; knows nothing of models or images."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+Z = 1.959964  # of a 95 % interval
+POWER_Z = 0.841621  # 80 % of repetitions would show the difference
+COMPONENTS = 64  # of features, at most, in a Fréchet distance
+
+
+def wilson(hits: int, n: int, z: float = Z) -> tuple[float, float]:
+    """Interval of a share that holds the true one in 95 of 100 cases, also near 0 and 1. Source: Wilson 1927."""
+    if n < 1:
+        raise ValueError("no trials")
+    share = hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The same n seeds judged twice."""
+
+    n: int
+    gained: int  # sensitive before, normal after
+    lost: int  # normal before, sensitive after
+    p: float  # McNemar's exact test: how likely so uneven a split is if nothing changed
+
+    @property
+    def difference(self) -> float:
+        return (self.gained - self.lost) / self.n
+
+    @property
+    def needed(self) -> int | None:
+        """Pictures with which such a difference would be found in four of five repetitions; None: there is none."""
+        if self.gained == self.lost:
+            return None
+        return math.ceil(self.n * (Z + POWER_Z) ** 2 * (self.gained + self.lost) / (self.gained - self.lost) ** 2)
+
+
+def paired(before: np.ndarray, after: np.ndarray) -> Pairs:
+    """Compare verdicts on pictures of the same seeds. Args: [n] bool, normal or not. Source: McNemar 1947, exact."""
+    from scipy.stats import binomtest
+
+    gained, lost = int((~before & after).sum()), int((before & ~after).sum())
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return Pairs(len(before), gained, lost, float(p))
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features.
+
+    Args: a, b: [n, features]. Source: Dowson and Landau 1982; on Inception's features it is called FID.
+    """
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # the product of two covariances has real eigenvalues >= 0 up to rounding, so its root's trace needs no sqrtm
+    roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0))
+    shift = np.square(a.mean(0) - b.mean(0)).sum()
+    return float(shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * roots.sum())
+
+
+def components(real: np.ndarray, n_pictures: int) -> np.ndarray | None:
+    """The directions in which real images differ most: a few images make a singular covariance of wide features.
+
+    Args: real: [n, features].
+    Returns: [features, k], orthonormal; None where there are too few images for two directions.
+    """
+    k = min(COMPONENTS, real.shape[1], len(real) // 4, n_pictures // 4)
+    if k < 2:
+        return None
+    return np.linalg.svd(real - real.mean(0), full_matrices=False)[2][:k].T
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared maximum mean discrepancy with a cubic kernel, unbiased: fit for few pictures, 0 for equal sets.
+
+    Args: a, b: [n, features]. Source: Bińkowski et al. 2018; on Inception's features it is called KID.
+    """
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3  # noqa: E731
+    of_a, of_b = kernel(a, a), kernel(b, b)
+    n, m = len(a), len(b)
+    within = (of_a.sum() - np.trace(of_a)) / (n * (n - 1)) + (of_b.sum() - np.trace(of_b)) / (m * (m - 1))
+    return float(within - 2 * kernel(a, b).mean())

@@ -7,7 +7,7 @@ from PIL import Image
 
 from trainer import model
 from trainer.builtin import CLASSIFIER, HERE, MODEL, classifier, digits
-from trainer.judges import DigitJudge
+from trainer.builtin.judge import DigitJudge
 from trainer.sample import pictures
 
 PARTS = {"model": 3500, "folders": 500, "held_out": 1000}

@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import evaluate
 
             return evaluate.main(argv[1:])
+        if argv and argv[0] == "compare":
+            from . import compare
+
+            return compare.main(argv[1:])
         if argv and argv[0] == "data":
             return data.run(parse(argv[1:], CONFIG))
         invocation = parse(argv, CONFIG)

@@ -57,7 +57,6 @@ def relearn(
         "init_lora": lora,
         "sample_every": every,
         "output_dir": folder,
-        "keep_cache": True,
     }
     if lora:
         changes |= {"rank": lora_rank(lora), "alpha": None}

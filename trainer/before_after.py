@@ -8,8 +8,8 @@ import numpy as np
 
 from . import lora, model
 from .builtin import BUILTIN
+from .builtin.judge import DigitJudge, Rate
 from .config import TrainConfig
-from .judges import DigitJudge, Rate
 from .run_dir import RunDir
 from .sample import pictures, save_grid
 from .train import Emit, Trained, picture_prompt

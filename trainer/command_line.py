@@ -113,11 +113,11 @@ def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = Tru
     flags = {key[1:]: given.pop(key) for key in list(given) if key.startswith("_")}
     if flags.get("events", "jsonl") != "jsonl":
         problems.append(f"--events: must be jsonl, got {flags['events']!r}")
-    from_file = _read_toml(Path(flags["config"]), problems) if "config" in flags else {}
+    from_file = read_toml(Path(flags["config"]), problems) if "config" in flags else {}
     preset = {k: v for name, values in PRESETS.items() if flags.get(name) for k, v in values.items()}
     own = {**from_file, **preset, **given}
     is_builtin = own.get("base", BUILTIN) == BUILTIN and not {"unlabeled", "sensitive", "data"} & own.keys()
-    defaults = _read_toml(builtin_config, problems) if is_builtin else {}
+    defaults = read_toml(builtin_config, problems) if is_builtin else {}
     merged = {**defaults, **own}
     if flags.get("resume"):
         merged = _continue(merged, own, problems)
@@ -167,7 +167,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f", did you mean {found[0]}?" if found else "; see --help"
 
 
-def _read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
+def read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -195,7 +195,7 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
     if not any((folder / "state").glob("step*.safetensors")):
         problems.append(f"--resume: {folder} holds no interrupted run. Give the --name and --output-dir it had.")
         return merged
-    saved = _read_toml(folder / "config.toml", problems)
+    saved = read_toml(folder / "config.toml", problems)
     try:
         before, now = TrainConfig(**saved), TrainConfig(**{**saved, **own})
     except ValidationError as error:

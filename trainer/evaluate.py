@@ -173,7 +173,11 @@ def _judge(options: Options, base: Base, progress: Progress) -> Any:
         return judges.from_clip(options.clip, options.normal_text, options.sensitive_text, options.labeled)
     if options.labeled:
         return judges.from_labeled(options.labeled, _features(options, base, progress)[0], seed=0)
-    return judges.DigitJudge().judge() if options.base == BUILTIN else None
+    if options.base == BUILTIN:
+        from .builtin.judge import DigitJudge
+
+        return DigitJudge().judge()
+    return None
 
 
 def _features(options: Options, base: Base, progress: Progress) -> tuple[Callable[[Sequence[Path]], np.ndarray], str]:
@@ -183,7 +187,8 @@ def _features(options: Options, base: Base, progress: Progress) -> tuple[Callabl
     known: dict[tuple[Path, ...], np.ndarray] = {}
     name = f"{Path(options.encoder).name}'s features" if options.encoder else "the base model's own features"
     if options.base == BUILTIN and not options.encoder and not options.labeled:
-        from .judges import DigitJudge, load
+        from .builtin.judge import DigitJudge
+        from .judges import load
 
         reader = DigitJudge()
         return lambda paths: reader.read(load(paths))[1], "the built-in classifier's features"
@@ -221,7 +226,9 @@ def _quality(options: Options, base: Base, shots: Shots, progress: Progress) -> 
     if options.normal is None and not (options.base == BUILTIN and not options.labeled):
         return {}, "quality: name a folder of normal images (--normal) to measure distances to"
     if options.normal is None:
-        real = judges.write_real_digits(options.out / "real")
+        from .builtin.judge import write_real_digits
+
+        real = write_real_digits(options.out / "real")
     else:
         real = judges.images_in(options.normal)
     look, name = _features(options, base, progress)

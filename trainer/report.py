@@ -6,9 +6,9 @@ from typing import Any
 
 from . import page
 from .before_after import Evaluation
+from .builtin.judge import Rate
 from .config import TrainConfig, to_toml
 from .files import replacing
-from .judges import Rate
 from .run_dir import RunDir
 from .train import Trained
 
@@ -146,7 +146,7 @@ def _draw_curves(steps: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     x = [e["step"] for e in steps]
-    smooth = lambda key: _running_mean([math.nan if e[key] is None else e[key] for e in steps])  # noqa: E731
+    smooth = lambda key: running_mean([math.nan if e[key] is None else e[key] for e in steps])  # noqa: E731
     left.plot(x, smooth("risk_unlabeled"), label="unlabeled loss")
     left.plot(x, smooth("risk_sensitive"), label="sensitive risk")
     left.plot(x, smooth("normal_risk"), label="normal risk R")
@@ -160,7 +160,7 @@ def _draw_curves(steps: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def _running_mean(values: list[float], keep: float = 0.95) -> list[float]:
+def running_mean(values: list[float], keep: float = 0.95) -> list[float]:
     """Exponential mean, corrected at the start, so that curves show more than noise."""
     mean, weight, out = 0.0, 0.0, []
     for value in values:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..judges import DigitJudge, Rate
+from ..builtin.judge import DigitJudge, Rate
 from ..model import Base, load_pipeline
 from ..sample import pictures, save_grid
 from . import CLASSIFIER, HERE, MODEL, digits

@@ -21,10 +21,10 @@ import numpy as np
 from .. import memory, model, train
 from ..before_after import maker
 from ..builtin import CONFIG, MODEL, digits
+from ..builtin.judge import DigitJudge
 from ..command_line import parse
 from ..config import TrainConfig
 from ..dataset import scan
-from ..judges import DigitJudge
 from ..run_dir import RunDir
 from ..sample import pictures
 

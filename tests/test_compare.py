@@ -1,0 +1,67 @@
+"""The command compare: what differs between runs, what came of them, and sweeps that make them."""
+
+import json
+import subprocess
+
+import pytest
+
+from trainer import compare
+from trainer.__main__ import main
+
+QUICK = ("--steps", "3", "--images", "4", "--rate-images", "4", "--sample-steps", "2")
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Sweeps call the trainer here instead of in processes that take seconds to start. Returns: the calls."""
+    calls = []
+
+    def run(command, check):
+        calls.append(command[2:])
+        return subprocess.CompletedProcess(command, main(command[2:]))
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    return calls
+
+
+def test_a_sweep_trains_evaluates_and_compares(tmp_path, in_process, capsys):
+    words = ["compare", "--sweep", "temperature=1,6", *QUICK, "--output-dir", str(tmp_path)]
+    judging = ["--", "--n", "6", "--steps", "2", "--strengths", "0,1"]
+    assert main([*words, *judging]) == 0
+    assert [call[0] == "evaluate" for call in in_process] == [False, True, False, True]
+    rows = json.loads((tmp_path / "compare.json").read_text())
+    assert [row["temperature"] for row in rows] == ["1.0", "6.0"]
+    assert rows[0].keys() == rows[1].keys()
+    assert {"run", "temperature", "rate before", "rate after", "last ratio", "state"} <= rows[0].keys()
+    assert "name" not in rows[0]
+    assert "steps" not in rows[0]
+    for row in rows:
+        evaluated = json.loads((tmp_path / f"{row['run']}-evaluate" / "evaluate.json").read_text())
+        assert row["rate after"].startswith(f"{evaluated['after']['rate']:.3f} (")
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("data:image/png") == 3  # the curves and a grid of each
+    capsys.readouterr()
+    done = len(in_process)
+    assert main(words) == 0  # finished runs are kept
+    assert len(in_process) == done
+    assert "pu-digits-temperature-6" in capsys.readouterr().out
+    assert main(["compare", *(str(tmp_path / f"pu-digits-temperature-{t}.safetensors") for t in (1, 6))]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sweep", "temperature"], "--sweep: must be FIELD=A,B"),
+        (["--sweep", "temprature=1,2"], "--temprature: no such option, did you mean --temperature?"),
+        (["--sweep", "temperature=1,-2"], "--temperature: must be greater than 0, got '-2'"),
+        (["--sweep", "temperature=1,2", "--", "--n", "0"], "--n: must be 2 or more"),
+        (["only"], "name two runs or more"),
+        (["a", "b", "--steps", "3"], "--steps: options of the trainer go with --sweep"),
+        (["nowhere", "else"], "nowhere: no run (it holds no config.toml)"),
+    ],
+)
+def test_wrong_calls_train_nothing(words, said, trainer, in_process):
+    done = trainer("compare", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not in_process

@@ -1,0 +1,218 @@
+"""The command `compare`: one page over several runs, what differs and what came of it; or a sweep that makes them."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import errors, page
+from .builtin import CONFIG
+from .command_line import parse, read_toml
+from .config import TrainConfig
+from .console import answer
+from .errors import UserError
+from .files import replacing, write_text
+from .run_dir import RunDir
+
+OWN = {"name", "output_dir", "config", "save_state_every", "keep_states", "keep_cache", "logging_dir"}  # tell nothing
+CURVES = {"ratio": "sensitive / unlabeled loss", "normal_risk": "normal risk R"}
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    steps: list[dict[str, Any]]  # step events
+    done: dict[str, Any]  # the done event; empty where the run is not finished
+    evaluation: dict[str, Any]  # evaluate.json; empty where the run was not evaluated
+
+
+def read_run(folder: Path) -> Run:
+    """Args: folder: a run's folder, or its LoRA. Raises: UserError if it is none."""
+    folder = folder.with_suffix("") if folder.suffix == ".safetensors" else folder
+    if not (folder / "config.toml").is_file():
+        raise UserError(f"{folder}: no run (it holds no config.toml)")
+    problems: list[str] = []
+    settings = read_toml(folder / "config.toml", problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    events = RunDir(folder.parent, folder.name).events()
+    evaluated = folder.with_name(f"{folder.name}-evaluate") / "evaluate.json"
+    return Run(
+        folder.name,
+        folder,
+        TrainConfig(**settings).model_dump(mode="json"),
+        [e for e in events if e["event"] == "step"],
+        next((e for e in reversed(events) if e["event"] == "done"), {}),
+        json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.is_file() else {},
+    )
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Settings that are not the same in all runs."""
+    names = [name for name in TrainConfig.model_fields if name not in OWN]
+    return [name for name in names if len({json.dumps(run.settings[name]) for run in runs}) > 1]
+
+
+def rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """The table: heads, and a row for each run."""
+    changed = differing(runs)
+    results = [_results(run) for run in runs]
+    known = list(dict.fromkeys(name for result in results for name in result))
+    table = [
+        [run.name, *(_shown(run.settings[name]) for name in changed), *(result.get(name, "") for name in known)]
+        for run, result in zip(runs, results, strict=True)
+    ]
+    return ["run", *changed, *known], table
+
+
+def _results(run: Run) -> dict[str, str]:
+    """What came of one run: measured by `evaluate` where that was called, else by the run itself."""
+    found: dict[str, str] = {}
+    measured = run.evaluation
+    if "before" in measured:
+        for kind in ("before", "after"):
+            rate = measured[kind]
+            found[f"rate {kind}"] = f"{rate['rate']:.3f} ({rate['low']:.3f}–{rate['high']:.3f}, n {rate['n']})"
+    elif "rate_after" in run.done:
+        found |= {f"rate {kind}": f"{run.done[f'rate_{kind}']:.3f}" for kind in ("before", "after")}
+    for distance in measured.get("quality", {}).get("after", []):
+        found[distance["name"]] = f"{distance['value']:.3g}"
+    if drifts := measured.get("drift"):
+        found["drift of retained prompts"] = f"{sum(d['pixels'] for d in drifts.values()) / len(drifts):.3f}"
+    if run.steps:
+        last = run.steps[-1]
+        found["last ratio"] = "" if last["ratio"] is None else f"{last['ratio']:.2f}"
+        found["sign flips"] = str(last["sign_flips"])
+        found["s / step"] = f"{sorted(s['s_per_step'] for s in run.steps)[len(run.steps) // 2]:.2f}"
+        found["peak MiB"] = f"{max(s['peak_mib'] for s in run.steps):.0f}"
+    found["state"] = (
+        "finished" if run.done else f"stopped at step {run.steps[-1]['step']}" if run.steps else "not begun"
+    )
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The `compare` command. Returns: an exit code. Raises: UserError."""
+    own, judging = _split(argv)
+    options, rest = make_parser().parse_known_args(own)
+    if options.sweep:
+        folders = sweep(options.sweep, rest, judging)
+    else:
+        strays = [word for word in (*rest, *judging) if word.startswith("-")]
+        if strays:
+            raise UserError(f"{strays[0]}: options of the trainer go with --sweep")
+        folders = [Path(word) for word in rest]
+    if len(folders) < 2:
+        raise UserError("name two runs or more, such as output/a output/b, or --sweep temperature=1,6")
+    runs = [read_run(folder) for folder in folders]
+    out = options.out or folders[0].parent / "compare.html"
+    heads, table = rows(runs)
+    write_page(runs, heads, table, out)
+    write_text(
+        out.with_suffix(".json"), json.dumps([dict(zip(heads, row, strict=True)) for row in table], indent=1) + "\n"
+    )
+    lines = [" | ".join(row) for row in [heads, *table]]
+    answer([*lines, f"page: {out}"], events=False)
+    return errors.DONE
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer compare",
+        description="One page over several runs; or train them first: --sweep FIELD=A,B,C with options of the trainer. "
+        "Behind --, options of evaluate: each run of the sweep is then evaluated.",
+        usage="%(prog)s RUN RUN … | --sweep FIELD=A,B [options of the trainer] [-- options of evaluate]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--sweep", metavar="FIELD=A,B", help="train a run for each value; finished ones are kept")
+    parser.add_argument("--out", type=Path, help="HTML file; a .json goes beside it [compare.html beside the runs]")
+    return parser
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before and behind `--`."""
+    words = list(argv)
+    return (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+
+
+def sweep(text: str, rest: Sequence[str], judging: Sequence[str]) -> list[Path]:
+    """Train a run for each value of one setting, one after the other, each in a process of its own.
+
+    Args: text: FIELD=A,B. rest: options of the trainer. judging: options of evaluate; none: not evaluated.
+    Returns: the run folders. Raises: UserError before anything is trained; Stopped.
+    """
+    name, _, values = text.partition("=")
+    option = f"--{name.replace('_', '-').lstrip('-')}"
+    if not values:
+        raise UserError(f"--sweep: must be FIELD=A,B, got {text!r}")
+    folders = {}
+    for value in values.split(","):
+        config = parse([*rest, f"{option}={value}"], CONFIG).config
+        run = f"{config.name}-{option[2:]}-{value}"
+        parse([*rest, f"{option}={value}", f"--name={run}"], CONFIG)
+        folders[config.output_dir / run] = [*rest, f"{option}={value}", f"--name={run}"], config
+    if judging:
+        from . import evaluate_options
+
+        evaluate_options.read([*judging])
+    for folder, (words, config) in folders.items():
+        if not (folder / "config.toml").exists() or not read_run(folder).done:
+            resume = ["--resume", f"--name={folder.name}", f"--output-dir={config.output_dir}"]
+            _call(resume if RunDir(folder.parent, folder.name).has_state else words)
+        if judging:
+            lora = RunDir(folder.parent, folder.name).lora
+            out = folder.with_name(f"{folder.name}-evaluate")
+            _call(["evaluate", f"--lora={lora}", f"--out={out}", *judging])
+    return list(folders)
+
+
+def _call(words: Sequence[str]) -> None:
+    """One command in a process of its own: what it leaves in memory is gone afterwards."""
+    print("python -m trainer", *words, flush=True)
+    own = str(Path(__file__).with_name("__main__.py"))
+    code = subprocess.run([sys.executable, own, *words], check=False).returncode
+    if code == errors.STOPPED:
+        raise errors.Stopped
+    if code:
+        raise UserError(f"--sweep: that run ended with exit code {code}; the same call goes on from there")
+
+
+def write_page(runs: Sequence[Run], heads: Sequence[str], table: Sequence[Sequence[str]], out: Path) -> None:
+    curves = out.with_suffix(".png")
+    draw_curves(runs, curves)
+    parts = [page.table(heads, table), page.heading("Training"), page.picture(curves)]
+    pictures = []
+    for run in runs:
+        places = (run.folder.with_name(f"{run.name}-evaluate") / "after.png", run.folder / "samples" / "after.png")
+        found = [path for path in places if path.is_file()]
+        pictures += [page.picture(found[0], run.name)] if found else []
+    if pictures:
+        parts += [page.heading("After, the same seeds"), page.pair(pictures)]
+    page.save(out, " / ".join(run.name for run in runs), parts)
+
+
+def draw_curves(runs: Sequence[Run], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from .report import running_mean
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(1, 2), CURVES.items(), strict=True):
+        for run in runs:
+            values = [float("nan") if s[key] is None else s[key] for s in run.steps]
+            axes.plot([s["step"] for s in run.steps], running_mean(values), label=run.name)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

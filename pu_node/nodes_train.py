@@ -127,7 +127,7 @@ def _settings(checkpoint, dataset, options, preset, **main: Any) -> dict[str, An
     base = host.checkpoint(checkpoint)
     if base is not None and dataset is None:
         raise ValueError("dataset: connect a PU Dataset; only the built-in demo brings its own images")
-    found = {**(options or {}), **main, "name": host.safe_name(main["name"])}
+    found = {**(options or {}), **widgets.given(main), "name": host.safe_name(main["name"])}
     if base is not None:
         found |= {"base": str(base), **dataset}
     if PRESETS[preset]:

@@ -30,13 +30,23 @@ def kind_of(field: dict[str, Any]) -> str:
 
 def limits(field: dict[str, Any]) -> tuple[float | None, float | None]:
     """Smallest and largest value; an exclusive limit is moved by a ten-thousandth."""
+    field = {**field, **_number(field)}
     low = field.get("minimum", field.get("exclusiveMinimum"))
     high = field.get("maximum", field.get("exclusiveMaximum"))
     if "exclusiveMinimum" in field and kind_of(field) == "number":
-        low += 1e-4 if low == 0 and (high or 1) >= 1 and field.get("default", 1) > 1e-3 else 1e-7
+        low += 1e-4 if low == 0 and (high or 1) >= 1 and not _is_fine(field.get("default")) else 1e-7
     if "exclusiveMaximum" in field:
         high -= 1 if kind_of(field) == "integer" else 1e-4
     return low, high
+
+
+def _number(field: dict[str, Any]) -> dict[str, Any]:
+    """The numeric one of a field's types: those that may also be "auto" or unset keep their limits there."""
+    return next((option for option in field.get("anyOf", []) if option.get("type") in ("integer", "number")), {})
+
+
+def _may_be_absent(field: dict[str, Any]) -> bool:
+    return field.get("default", "") is None or (field.get("default") == "auto" and bool(_number(field)))
 
 
 def make(io: Any, name: str, **changes: Any) -> Any:
@@ -44,9 +54,10 @@ def make(io: Any, name: str, **changes: Any) -> Any:
     field = fields()[name]
     low, high = limits(field)
     shared = {"tooltip": field["description"], "default": field.get("default"), **changes}
-    if shared["default"] is None and kind_of(field) in ("integer", "number"):
+    kind, is_fine = kind_of(field), _is_fine(shared["default"])
+    if shared["default"] in (None, "auto") and kind in ("integer", "number"):
         low, shared["default"] = 0, 0  # stands for "not set", see `given`
-    kind = kind_of(field)
+        shared["tooltip"] += "; 0: " + ("auto" if field["default"] == "auto" else "not set")
     if kind == "combo":
         return io.Combo.Input(name, options=list(field["enum"]), **shared)
     if kind == "boolean":
@@ -54,15 +65,16 @@ def make(io: Any, name: str, **changes: Any) -> Any:
     if kind == "integer":
         return io.Int.Input(name, min=low, max=min(high or 2**31, 2**32 - 1), **shared)
     if kind == "number":
-        return io.Float.Input(name, min=low, max=high or 1000.0, step=_step(shared["default"]), round=False, **shared)
+        return io.Float.Input(name, min=low, max=high or 1000.0, step=1e-6 if is_fine else 0.01, round=False, **shared)
     return io.String.Input(name, **{**shared, "default": shared["default"] or ""})
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """Widget values as settings: 0 and empty text mean "not set" where a setting may be."""
-    optional = {name for name, field in fields().items() if field.get("default", "") is None}
+    """Widget values as settings: 0 and empty text mean "not set" where a setting may be, which the trainer knows."""
+    optional = {name for name, field in fields().items() if _may_be_absent(field)}
     return {name: None if name in optional and not value else value for name, value in values.items()}
 
 
-def _step(default: float) -> float:
-    return 1e-6 if default < 1e-2 else 0.01
+def _is_fine(default: Any) -> bool:
+    """Whether a number is so small that hundredths would be too coarse, as a learning rate is."""
+    return isinstance(default, int | float) and default < 1e-2

@@ -96,7 +96,7 @@ TRAIN = {
     "steps": 600,
     "rank": 16,
     "lr": 1e-3,
-    "prior": 0.2,
+    "prior": 0,
     "temperature": 3.0,
     "objective": "pu",
     "seed": 0,

@@ -17,6 +17,7 @@ from trainer.builtin import MODEL, classifier, digits
 from trainer.dataset import Sample
 from trainer.duplicates import near_duplicates
 from trainer.features import Images, encoder_features, unet_features
+from trainer.switches import Switches
 
 
 def is_odd(paths):
@@ -27,7 +28,7 @@ def is_odd(paths):
 
 def images(samples, cache):
     device = torch.device("cpu")
-    return Images(model.Base(MODEL), samples, 64, True, cache, device, torch.float32, lambda *_: None)
+    return Images(model.Base(MODEL), samples, 64, True, cache, device, Switches("fp32", "fp32"), lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,7 @@ def test_what_is_hidden_comes_first(audited):
     assert [float(r["score"]) for r in rows] == sorted((float(r["score"]) for r in rows), reverse=True)
     truth, scores = is_odd([r["image"] for r in rows]), [float(r["score"]) for r in rows]
     assert average_precision_score(truth, scores) >= 0.8
+    assert "Most probably sensitive" in (audited / "pu-digits-audit" / "audit.html").read_text(encoding="utf-8")
     with Image.open(audited / "pu-digits-audit" / "audit.png") as sheet:
         assert sheet.width > 500
 
@@ -101,6 +103,21 @@ def test_moving_is_a_dry_run_first(folders, tmp_path, capsys):
     moved = {p.name for p in (tmp_path / "aside").iterdir()}
     assert {p.name for p in before} == moved | {p.name for p in folders["unlabeled"].iterdir()}
     assert len([name for name in moved if not name.endswith(".txt")]) == 3
+
+
+def test_the_first_can_be_left_out_of_training(folders, tmp_path, capsys):
+    folders, _ = folders
+    file = tmp_path / "exclude.txt"
+    assert audit(folders, tmp_path, "--top", 4, "--exclude", file) == 0
+    named = file.read_text(encoding="utf-8").splitlines()
+    assert len(named) == 4
+    assert f"train without them: --exclude {file}" in capsys.readouterr().out
+    words = ["data", "--base", "builtin", "--prompt", "p", "--exclude", file]
+    words += ["--unlabeled", folders["unlabeled"], "--sensitive", folders["sensitive"]]
+    assert main([str(w) for w in words]) == 0
+    said = capsys.readouterr().out
+    assert "unlabeled: 7 images" in said
+    assert all(f"skipped {path}: --exclude names it" in said for path in named)
 
 
 def test_nothing_is_overwritten(folders, tmp_path, capsys):

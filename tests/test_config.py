@@ -40,7 +40,7 @@ def test_permanent_names_exist():
 def test_defaults_for_a_real_model(folders):
     config = own(folders).config
     assert (config.batch_unlabeled, config.batch_sensitive, config.rank, config.effective_alpha) == (16, 8, 16, 16.0)
-    assert (config.lr, config.steps, config.prior, config.temperature) == (1e-4, 1000, 0.2, 2.0)
+    assert (config.lr, config.steps, config.prior, config.temperature) == (1e-4, 1000, "auto", 2.0)
     assert (config.temperature_mode, config.save_precision) == ("per-timestep", "fp16")
 
 
@@ -58,7 +58,7 @@ def test_all_problems_come_together(tmp_path):
     assert "--priorr: no such option, did you mean --prior?" in text
     assert "0.3: unexpected" not in text
     assert "--steps: must be greater than or equal to 1, got '0'" in text
-    assert "--prior: must be less than 1, got '2'" in text
+    assert "--prior: must be less than 1 or must be 'auto', got '2'" in text
     assert "--micro-batch" in text
 
 

@@ -200,3 +200,21 @@ def test_training_size_follows_the_upright_image(tmp_path):
     assert dataset.training_size(tmp_path / "x.png", 512, bucket=True) == (192, 256)
     assert dataset.training_size(tmp_path / "x.png", 512, bucket=False) == (512, 512)
     assert dataset.read_image(tmp_path / "x.png", (192, 256)).shape == (256, 192, 3)
+
+
+def test_excluded_images_are_left_out_by_name_or_path(piles, tmp_path):
+    plain = scan(*piles, **SCAN)
+    first, second = plain.unlabeled[0].path, plain.unlabeled[1].path
+    file = tmp_path / "exclude.txt"
+    file.write_text(f"{first}\n\n{second.name}\n", encoding="utf-8")
+    found = scan(*piles, **SCAN, exclude=file)
+    assert found.unlabeled == plain.unlabeled[2:]
+    assert found.skipped == [f"{path}: --exclude names it" for path in (first, second)]
+    file.write_text("nobody.png\n", encoding="utf-8")
+    with pytest.raises(UserError, match="names nobody.png, which is not among the unlabeled images"):
+        scan(*piles, **SCAN, exclude=file)
+    file.write_text("".join(f"{s.path}\n" for s in plain.unlabeled), encoding="utf-8")
+    with pytest.raises(UserError, match="names every unlabeled image"):
+        scan(*piles, **SCAN, exclude=file)
+    with pytest.raises(UserError, match="--exclude: cannot read"):
+        scan(*piles, **SCAN, exclude=tmp_path / "none.txt")

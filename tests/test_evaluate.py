@@ -63,7 +63,9 @@ def pairs_of(gained, lost, same):
     return before, np.repeat([True, False, True], [gained, lost, same])
 
 
-@pytest.mark.parametrize(("gained", "lost", "p"), [(10, 2, 2 * 79 / 4096), (2, 10, 2 * 79 / 4096), (5, 5, 1.0), (0, 0, 1)])
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"), [(10, 2, 2 * 79 / 4096), (2, 10, 2 * 79 / 4096), (5, 5, 1.0), (0, 0, 1)]
+)
 def test_mcnemar(gained, lost, p):
     """By hand: twice the binomial tail of the smaller count, at a half."""
     assert paired(*pairs_of(gained, lost, 30)).p == pytest.approx(p)
@@ -98,12 +100,13 @@ def test_a_judge_that_may_be_guessing(accuracy, is_chance):
 
 def test_too_few_pictures_are_said():
     judge = Judge("a judge", None, Accuracy(99, 100, 99, 100))
-    numbers = {**findings.rates(*pairs_of(4, 2, 14), judge), **dict.fromkeys(("quality", "drift", "paraphrases"), {})}
-    lines = findings.told({**numbers, "relearned": {}, "inverted": {}}, judge, None).lines
+    nothing_else = {key: {} for key in ("quality", "drift", "paraphrases", "relearned", "inverted")}
+    few = {**findings.rates(*pairs_of(4, 2, 14), judge), **nothing_else}
+    lines = findings.told(few, judge, None).lines
     assert any("show no difference that chance would not make; for one of this size take about" in x for x in lines)
     assert any("20 pictures are few" in line for line in lines)
-    many = {**numbers, **findings.rates(*pairs_of(200, 2, 800), judge)}
-    lines = findings.told({**many, "relearned": {}, "inverted": {}}, judge, None).lines
+    many = {**findings.rates(*pairs_of(200, 2, 800), judge), **nothing_else}
+    lines = findings.told(many, judge, None).lines
     assert not any("chance" in line or "few" in line for line in lines)
 
 
@@ -274,7 +277,10 @@ def test_attacks_leave_what_they_attack_alone(tmp_path, lora):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--lora", "x.safetensors", "--labeled", "nowhere"], "--lora: no file x.safetensors\n--labeled: no folder nowhere"),
+        (
+            ["--lora", "x.safetensors", "--labeled", "nowhere"],
+            "--lora: no file x.safetensors\n--labeled: no folder nowhere",
+        ),
         (["--base", "m.safetensors"], "--prompt: say what both models are asked for"),
         (["--judge", "x"], "--judge: say which of its labels"),
         (["--clip", "x"], "--clip, --normal-text and --sensitive-text go together"),

@@ -182,6 +182,7 @@ CASES = {
     "crops": Case(4, weights),
     "caption_dropout": Case(0.9, weights),
     "clip_skip": Case(2, weights),
+    "exclude": Case("EXCLUDE", weights),
     "skip_bad_images": Case(True, code, {"unlabeled": "damaged"}),
     "objective": Case("nnpu", weights, NEGATIVE_R),
     "prior": Case(0.6, weights),
@@ -255,6 +256,8 @@ def piles(digit_folders, tmp_path_factory):
     weights_file = root / "model" / "vae" / "diffusion_pytorch_model.safetensors"
     save_file({k: v * 0.9 for k, v in load_file(weights_file).items()}, weights_file, {"format": "pt"})
     found["COPY"], found["COPY/vae"] = root / "model", root / "model" / "vae"
+    found["EXCLUDE"] = root / "exclude.txt"
+    found["EXCLUDE"].write_text("".join(f"{i:04d}.png\n" for i in range(5)))
     found["LORA"] = root / "start.safetensors"
     unet = model.load_unet(model.Base(MODEL), torch.float32)
     lora.attach(unet, rank=TINY["rank"], alpha=1.0, seed=9)

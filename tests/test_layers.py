@@ -19,6 +19,9 @@ ALONE = {
     "libraries",
     "lora",
     "lora_file",
+    "full",
+    "page",
+    "stats",
 }
 ALONE |= {"duplicates", "memory", "mixture", "pu_loss", "randomness", "ranks", "run_dir", "stopping"}
 ALLOWED = {
@@ -34,9 +37,10 @@ ALLOWED = {
     "checkpoint": {"ckpt"},
     "model": {"builtin", "checkpoint", "diffusion", "hub", "libraries"},
     "encode": {"dataset", "model", "ranks"},
-    "features": {"dataset", "diffusion", "encode", "libraries", "lora", "model", "ranks", "sample"},
-    "audit": {"builtin", "command_line", "config", "data", "dataset", "duplicates", "features", "hub", "memory"}
-    | {"mixture", "model", "ranks", "sheet", "stopping", "switches"},
+    "features": {"dataset", "diffusion", "encode", "libraries", "lora", "model", "ranks", "sample", "switches"},
+    "audit": {"builtin", "command_line", "config", "console", "data", "dataset", "duplicates", "features", "hub"}
+    | {"memory", "mixture", "model", "page", "prior", "ranks", "sheet", "stopping", "switches"},
+    "prior": {"config", "dataset", "features", "mixture", "model", "switches"},
     # how much memory it takes
     "switches": {"frozen", "lora"},
     "estimate": {"diffusion", "frozen", "libraries", "lora", "switches"},
@@ -47,19 +51,32 @@ ALLOWED = {
     "gradient": {"pu_loss", "ranks"},
     "denoise": {"dataset", "diffusion", "draws", "encode"},
     "learner": {"config", "lora", "lora_file", "memory", "model", "switches"},
-    "loop": {"config", "dataset", "denoise", "draws", "encode", "gradient", "learner", "lora", "memory", "model"}
-    | {"pu_loss", "ranks", "switches"},
+    "loop": {"config", "dataset", "denoise", "draws", "encode", "gradient", "learner", "memory", "pu_loss", "ranks"}
+    | {"switches"},
     "merge": {"checkpoint", "libraries", "model"},
-    "train": {"__init__", "builtin", "config", "dataset", "draws", "encode", "loop", "lora", "lora_file", "memory"}
-    | {"keep", "merge", "model", "plan", "ranks", "run_dir", "switches"},
+    "save": {"__init__", "builtin", "config", "dataset", "loop", "lora", "lora_file", "merge", "model", "run_dir"}
+    | {"switches"},
+    "train": {"config", "dataset", "draws", "encode", "keep", "learner", "loop", "lora", "memory", "model", "plan"}
+    | {"prior", "ranks", "run_dir", "save", "switches"},
     "keep": {"config", "dataset", "model", "sample", "switches"},
     # what comes out
     "sample": {"encode", "hub", "libraries", "memory", "model"},
-    "evaluate": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},
-    "report": {"config", "evaluate", "run_dir", "train"},
-    "console": {"run_dir"},
-    "__main__": {"audit", "bench", "builtin", "command_line", "config", "console", "data", "dataset", "evaluate", "hub"}
-    | {"model", "plan", "ranks", "report", "run_dir", "sample", "stopping", "train"},
+    "before_after": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},
+    "report": {"before_after", "builtin", "config", "page", "run_dir", "train"},
+    "console": {"run_dir", "stopping"},
+    # does it work?
+    "judges": {"libraries", "mixture", "stats"},
+    "quality": {"judges", "stats"},
+    "studio": {"console", "memory", "model", "sample", "switches"},
+    "attacks": {"before_after", "config", "console", "dataset", "diffusion", "encode", "model", "ranks", "run_dir"}
+    | {"sample", "studio", "train"},
+    "evaluate_options": {"builtin", "config", "sample"},
+    "findings": {"evaluate", "evaluate_options", "judges", "page", "quality", "sample", "stats"},
+    "evaluate": {"attacks", "builtin", "console", "dataset", "evaluate_options", "features", "findings", "hub"}
+    | {"judges", "memory", "model", "quality", "stopping", "studio", "switches"},
+    "compare": {"builtin", "command_line", "config", "console", "evaluate_options", "page", "report", "run_dir"},
+    "__main__": {"audit", "before_after", "bench", "builtin", "command_line", "compare", "config", "console", "data"}
+    | {"dataset", "evaluate", "hub", "model", "plan", "ranks", "report", "run_dir", "sample", "stopping", "train"},
 }
 
 

@@ -147,7 +147,7 @@ def _train(
         if report.memorising(trained.rises):
             console.emit("warning", message=report.memorising_text(trained.rises))
         evaluation = before_after.before_after(config, trained, run_dir, emit=console.emit, check=check)
-        report.write(config, trained, evaluation, run_dir)
+        report.write(trained, evaluation, run_dir)
     summary = report.summary(evaluation, run_dir)
     console.emit(
         "done",

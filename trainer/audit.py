@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import data, errors, hub, mixture, model, sheet
+from . import data, errors, hub, mixture, model, page, sheet
 from .builtin import CONFIG
 from .command_line import Invocation, parse
 from .config import TrainConfig
@@ -24,6 +24,7 @@ from .errors import UserError
 from .files import replacing, write_text
 from .mixture import Prior
 from .model import Base
+from .prior import told
 from .ranks import ONE
 from .stopping import follow_parent
 
@@ -39,6 +40,7 @@ class How:
     lora: Path | None = None
     top: int = 48
     move_to: Path | None = None
+    exclude: Path | None = None
     apply: bool = False
 
 
@@ -54,13 +56,13 @@ class Examined:
 def examine(config: TrainConfig, base: Base, folders: Folders, how: How, cache: Path, progress: Progress) -> Examined:
     """Score the unlabeled images. Raises: UserError with too few images."""
     from . import features, memory  # what imports torch comes after every complaint about options
-    from .switches import DTYPES
+    from .switches import Switches
 
     device = memory.choose_device(config.device)
-    dtype = DTYPES[memory.choose_precision(config.precision, device)]
-    n = len(folders.unlabeled)
+    precision = memory.choose_precision(config.precision, device)
+    switches, n = Switches(precision, precision), len(folders.unlabeled)
     samples = folders.unlabeled if how.score == "lora" else [*folders.unlabeled, *folders.sensitive, *folders.held_out]
-    images = features.Images(base, samples, config.resolution, config.bucket, cache, device, dtype, progress)
+    images = features.Images(base, samples, config.resolution, config.bucket, cache, device, switches, progress)
     if how.score == "lora":
         return Examined(folders.unlabeled, features.error_rises(images, how.lora, config.prompt or ""), None)
     by_encoder = how.score == "encoder"
@@ -71,23 +73,6 @@ def examine(config: TrainConfig, base: Base, folders: Folders, how: How, cache: 
     except ValueError as error:
         raise UserError(f"--unlabeled and --sensitive: {error}") from None
     return Examined(folders.unlabeled, scores[:n], mixture.estimate(scores, is_sensitive, seed=config.seed))
-
-
-def told(prior: Prior | None) -> list[str]:
-    """The estimate in words, with what it is worth."""
-    if prior is None:
-        return []
-    lines = [
-        f"prior: {prior.value:.2f} (95 % interval {prior.low:.2f} to {prior.high:.2f}, best-bin estimation), from "
-        f"{prior.n_unlabeled} unlabeled and {prior.n_sensitive} sensitive images",
-        f"cross-check by Elkan and Noto, which tends to be too high: {prior.elkan_noto:.2f}",
-    ]
-    if not prior.is_telling:
-        lines.append(
-            f"Too few images to tell: for any data, the estimate may be off by {prior.bound:.2f}. "
-            "A guess such as 0.2 is as good; a larger prior unlearns harder."
-        )
-    return lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,20 +88,28 @@ def main(argv: Sequence[str]) -> int:
     top = [path for path, _ in ranked[: how.top]]
     pairs = near_duplicates([s.path for s in (*folders.unlabeled, *folders.sensitive, *folders.held_out)])
     _save(folder, found.prior, ranked, pairs, how.top)
-    lines = [*told(found.prior), *_told_duplicates(pairs, folders)]
+    lines = [*(told(found.prior) if found.prior else []), *_told_duplicates(pairs, folders)]
     lines.append(f"most probably sensitive among the unlabeled: {', '.join(p.name for p in top[:8])}, …")
     lines.append(f"all, ranked: {folder / 'audit.csv'}; the first {len(top)}: {folder / 'audit.png'}")
     if how.move_to:
         lines.append(_move(top, how.move_to, really=how.apply))
+    if how.exclude:
+        write_text(how.exclude, "".join(f"{path}\n" for path in top))
+        lines.append(f"named the first {len(top)} in {how.exclude}; train without them: --exclude {how.exclude}")
+    report = folder / "audit.html"
+    parts = [*map(page.says, lines), page.heading("Most probably sensitive"), page.picture(folder / "audit.png")]
+    page.save(report, f"Audit of {folder.name.removesuffix('-audit')}", parts)
     prior = None if found.prior is None else found.prior.value
-    answer(lines, events=invocation.events, event="audit", sheet=str(folder / "audit.png"), prior=prior)
+    places = {"sheet": str(folder / "audit.png"), "report": str(report)}
+    answer([*lines, f"page: {report}"], events=invocation.events, event="audit", prior=prior, **places)
     return errors.DONE
 
 
 def _read(argv: Sequence[str]) -> tuple[How, list[str]]:
     """The command's own options, and the rest. Raises: UserError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, kind in (("score", str), ("encoder", str), ("lora", Path), ("top", str), ("move-to", Path)):
+    kinds = {"score": str, "encoder": str, "lora": Path, "top": str, "move-to": Path, "exclude": Path}
+    for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
     parser.add_argument("--apply", action="store_true")
     given, rest = parser.parse_known_args(argv)
@@ -158,7 +151,9 @@ def prior_main(argv: Sequence[str]) -> int:
     invocation = parse(argv, CONFIG)
     _, found, folder = _examined(invocation, How())
     write_text(folder / "prior.json", json.dumps(asdict(found.prior), indent=1) + "\n")
-    answer(told(found.prior), events=invocation.events, event="prior", **asdict(found.prior))
+    lines = told(found.prior)
+    page.save(folder / "prior.html", f"Prior of {folder.name.removesuffix('-audit')}", map(page.says, lines))
+    answer(lines, events=invocation.events, event="prior", **asdict(found.prior))
     return errors.DONE
 
 
@@ -217,4 +212,5 @@ Needs the base model and the two folders; writes audit.csv, audit.png and audit.
   --score lora --lora FILE        after training: by how much the LoRA raised the model's error
   --top N        how many to show, and to move [48]
   --move-to DIR  say which files would be moved there
-  --apply        move them"""
+  --apply        move them
+  --exclude FILE name them in a text file instead, which training understands: --exclude FILE"""

@@ -12,6 +12,7 @@ def option(default: Any, text: str, *, exposed: bool = False, also: tuple[str, .
     return Field(default, description=text, json_schema_extra={"exposed": exposed, "also": list(also)}, **limits)
 
 
+Share = Annotated[float, Field(gt=0, lt=1)] | Literal["auto"]
 Count = Annotated[int, Field(ge=1)] | Literal["auto"]
 Count0 = Annotated[int, Field(ge=0)] | Literal["auto", "all"]
 
@@ -51,14 +52,17 @@ class TrainConfig(BaseModel):
     clip_skip: int = option(
         1, "the text encoder's layer to read, from the last: many anime models want 2", exposed=True, ge=1, le=12
     )
+    exclude: Path | None = option(
+        None, "text file naming unlabeled images to leave out, one a line; audit --exclude writes one"
+    )
     skip_bad_images: bool = option(False, "skip images that cannot be read instead of refusing to start")
 
     # the objective
     objective: Literal["pu", "nnpu", "supervised", "unsupervised"] = option(
         "pu", "pu and nnpu unlearn from a mixture; supervised and unsupervised are baselines", exposed=True
     )
-    prior: float = option(
-        0.2, "share of sensitive images hidden in the unlabeled ones", exposed=True, also=("beta",), gt=0, lt=1
+    prior: Share = option(
+        "auto", "share of sensitive images hidden in the unlabeled ones; auto: estimated", exposed=True, also=("beta",)
     )
     temperature: float = option(2.0, "strength: larger unlearns harder, too large destroys", exposed=True, gt=0)
     temperature_mode: Literal["per-timestep", "fixed"] = option(

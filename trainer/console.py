@@ -16,6 +16,7 @@ from .stopping import stoppable
 VERSION = 1
 PHASES = {
     "keep": "making pictures of what must stay",
+    "prior": "estimating how many of the unlabeled images are sensitive",
     "encode": "encoding images and captions",
     "load": "loading the U-Net",
     "calibrate": "measuring the base model's error",
@@ -134,6 +135,9 @@ class Console:
         parts = ", ".join(f"{name} {fields[name]:.0f}" for name in ("weights", "lora", "activations", "context"))
         total, budget = fields["total_mib"], fields["budget_mib"]
         self.say(f"predicted peak {total:.0f} of {budget:.0f} MiB ({parts})")
+
+    def _prior(self, fields: dict[str, Any]) -> None:
+        self.say(fields["message"])
 
     def _warning(self, fields: dict[str, Any]) -> None:
         self.say(f"warning: {fields['message']}")

@@ -35,6 +35,7 @@ def find(config: TrainConfig) -> Folders:
         sensitive_prompt=config.sensitive_prompt,
         skip_bad_images=config.skip_bad_images,
         seed=config.seed,
+        exclude=config.exclude,
     )
 
 

@@ -44,6 +44,7 @@ def scan(
     sensitive_prompt: str | None,
     skip_bad_images: bool,
     seed: int,
+    exclude: Path | None = None,
 ) -> Folders:
     """List and check the images of both folders.
 
@@ -53,9 +54,12 @@ def scan(
         sensitive_prompt: the same for sensitive ones, which may also go without.
         skip_bad_images: leave out what cannot be read; otherwise that is an error.
         seed: decides which sensitive images are held out.
+        exclude: text file that names unlabeled images to leave out.
     Raises: UserError naming every bad image, an empty folder, or images without any caption.
     """
     found = {"unlabeled": _images(unlabeled), "sensitive": _images(sensitive) if sensitive else []}
+    left_out = _excluded(exclude, found["unlabeled"]) if exclude else set()
+    found["unlabeled"] = [path for path in found["unlabeled"] if path not in left_out]
     faults = {path: fault for paths in found.values() for path in paths if (fault := _fault(path))}
     skipped = [f"{path}: {fault}" for path, fault in faults.items()]
     if skipped and not skip_bad_images:
@@ -73,7 +77,24 @@ def scan(
         )
     labeled = [Sample(path, caption_of(path) or sensitive_prompt) for path in good["sensitive"]]
     trained, held_out = _hold_out(labeled, seed) if labeled else ([], [])
-    return Folders(mixture, trained, held_out, skipped)
+    return Folders(
+        mixture, trained, held_out, [*skipped, *(f"{path}: --exclude names it" for path in sorted(left_out))]
+    )
+
+
+def _excluded(file: Path, images: list[Path]) -> set[Path]:
+    """Those of images that a text file names, by their path or name. Raises: UserError for a name that fits none."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--exclude: cannot read {file}: {error}") from None
+    places = {path.name: path for path in images}
+    unknown = [line for line in lines if Path(line).name not in places]
+    if unknown:
+        raise UserError(f"--exclude: {file} names {unknown[0]}, which is not among the unlabeled images")
+    if len(set(lines)) >= len(images):
+        raise UserError(f"--exclude: {file} names every unlabeled image")
+    return {places[Path(line).name] for line in lines}
 
 
 def _images(folder: Path) -> list[Path]:

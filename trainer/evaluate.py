@@ -210,12 +210,13 @@ def _features(options: Options, base: Base, progress: Progress) -> tuple[Callabl
 
 def _images(options: Options, base: Base, paths: Sequence[Path], progress: Progress) -> Any:
     from . import features, memory
-    from .switches import DTYPES
+    from .switches import Switches
 
     device = memory.choose_device(options.device)
-    dtype = DTYPES[memory.choose_precision(options.precision, device)]
+    precision = memory.choose_precision(options.precision, device)
+    switches, cache = Switches(precision, precision), options.out / "cache"
     samples = [Sample(path, "") for path in paths]
-    return features.Images(base, samples, options.resolution, False, options.out / "cache", device, dtype, progress)
+    return features.Images(base, samples, options.resolution, False, cache, device, switches, progress)
 
 
 def _quality(options: Options, base: Base, shots: Shots, progress: Progress) -> tuple[dict[str, list], str | None]:

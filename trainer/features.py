@@ -20,6 +20,7 @@ from .libraries import quiet
 from .model import Base
 from .ranks import ONE
 from .sample import add_lora
+from .switches import DTYPES, Switches, set_up
 
 TIMESTEP = 150  # little noise: the content decides. Between 1 and 300 of 1,000 it hardly matters
 POOLED = 4  # features are averaged to 4 x 4 places: where something is counts, but not to the pixel
@@ -37,7 +38,7 @@ class Images:
     bucket: bool
     cache: Path  # folder for latents, which are private
     device: torch.device
-    dtype: torch.dtype  # of the U-Net
+    switches: Switches  # how the U-Net is held: it must fit where training does
     progress: Progress
 
     def encoded(self, caption: str) -> Encoded:
@@ -78,15 +79,17 @@ def unet_features(images: Images) -> np.ndarray:
     """Mid-block features of each image under the empty prompt. Returns: [n, channels * 16] fp32."""
     encoded = images.encoded("")
     signal, _ = model.load_signal(images.base)
-    unet = model.load_unet(images.base, images.dtype).to(images.device)
-    text = encoded.text("").to(images.device, images.dtype)[None]
+    unet, dtype = model.load_unet(images.base, images.switches.load_dtype), DTYPES[images.switches.precision]
+    set_up(unet, images.switches, device=images.device)
+    text = encoded.text("").to(images.device, dtype)[None]
     found: list[np.ndarray] = [np.empty(0)] * len(images.samples)
     seen: list[Tensor] = []
     unet.mid_block.register_forward_hook(lambda module, arguments, output: seen.append(output))
     for chunk, latents in images.alike(encoded):
         t = torch.full((len(chunk),), TIMESTEP)
         noisy = add_noise(latents, same_noise(latents), t, signal)
-        unet(noisy.to(images.device, images.dtype), t.to(images.device), text.expand(len(chunk), -1, -1))
+        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            unet(noisy.to(images.device, dtype), t.to(images.device), text.expand(len(chunk), -1, -1))
         pooled = F.adaptive_avg_pool2d(seen.pop().float(), POOLED).flatten(1).cpu().numpy()
         for i, value in zip(chunk, pooled, strict=True):
             found[i] = value
@@ -125,16 +128,17 @@ def error_rises(images: Images, lora_path: Path, caption: str) -> np.ndarray:
     """By how much a LoRA raised the error of each image, in the mean error of all images at that timestep. [n]."""
     encoded = images.encoded(caption)
     signal, prediction_type = model.load_signal(images.base)
-    pipe = model.load_pipeline(images.base, model.load_unet(images.base, images.dtype))
+    dtype = DTYPES[images.switches.precision]
+    pipe = model.load_pipeline(images.base, model.load_unet(images.base, dtype))
     add_lora(pipe, lora_path, 1.0)
     unet = pipe.unet.to(images.device)
-    text = encoded.text(caption).to(images.device, images.dtype)[None]
+    text = encoded.text(caption).to(images.device, dtype)[None]
     errors = np.zeros((2, len(images.samples), len(RISE_TIMESTEPS)))
     for chunk, latents in images.alike(encoded):
         noise = same_noise(latents)
         for k, timestep in enumerate(RISE_TIMESTEPS):
             t = torch.full((len(chunk),), timestep)
-            noisy = add_noise(latents, noise, t, signal).to(images.device, images.dtype)
+            noisy = add_noise(latents, noise, t, signal).to(images.device, dtype)
             wanted = target(latents, noise, t, signal, prediction_type).to(images.device)
             for kind, state in enumerate((contextlib.nullcontext(), lora.disabled(unet))):
                 with state:

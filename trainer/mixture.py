@@ -104,10 +104,15 @@ def estimate(scores: np.ndarray, is_sensitive: np.ndarray, *, seed: int, draws: 
         low=min(float(low), value),
         high=max(float(high), value),
         elkan_noto=elkan_noto(unlabeled, sensitive),
-        bound=_deviation(len(unlabeled)) + _deviation(len(sensitive)),
+        bound=bound(len(unlabeled), len(sensitive)),
         n_unlabeled=len(unlabeled),
         n_sensitive=len(sensitive),
     )
+
+
+def bound(n_unlabeled: int, n_sensitive: int) -> float:
+    """By how much an estimate from so many images may be off, whatever they show."""
+    return _deviation(n_unlabeled) + _deviation(n_sensitive)
 
 
 def _deviation(n: int) -> float:

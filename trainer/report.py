@@ -44,8 +44,9 @@ def summary(evaluation: Evaluation, run_dir: RunDir) -> list[str]:
     return lines
 
 
-def write(config: TrainConfig, trained: Trained, evaluation: Evaluation, run_dir: RunDir) -> None:
+def write(trained: Trained, evaluation: Evaluation, run_dir: RunDir) -> None:
     """Write loss.png and report.html into the run folder."""
+    config = trained.config
     curves = run_dir.root / "loss.png"
     _draw_curves([e for e in run_dir.events() if e["event"] == "step"], curves)
     parts = [

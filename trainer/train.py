@@ -1,35 +1,28 @@
 """One run: phase 1 (encode), phase 2 (train the LoRA), and what is saved of it when."""
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from . import __version__, lora, lora_file, memory, merge, model, plan
-from .builtin import BUILTIN
-from .config import TrainConfig
+from . import lora, memory, model, plan, prior
+from .config import TrainConfig, to_toml
 from .dataset import Folders
 from .draws import views
 from .encode import encode
 from .errors import NonFinite, Stopped
 from .keep import kept_samples
 from .learner import Learner, with_lora
-from .loop import Loop, StepReport
+from .loop import Loop
 from .model import Base
 from .ranks import ONE, Ranks
 from .run_dir import RunDir
-from .switches import DTYPES, Switches
+from .save import save_lora, save_merged
+from .switches import Switches
 
 CHECKPOINTS = 10  # states and probes over a run
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 Emit = Callable[..., None]  # emit(event, **fields)
 
@@ -38,6 +31,7 @@ Emit = Callable[..., None]  # emit(event, **fields)
 class Trained:
     """What pictures and report need after training."""
 
+    config: TrainConfig  # with what was estimated in the place of auto
     unet: nn.Module  # with its LoRA
     device: torch.device
     base: Base
@@ -79,6 +73,8 @@ def run(
             make()
         ranks.wait()
         folders = replace(folders, unlabeled=[*folders.unlabeled, *make()])
+    if config.prior == "auto":
+        config = _with_prior(config, base, folders, run_dir, ranks, device, switches, emit, check)
     loop = _load(config, base, folders, run_dir, ranks, device, switches, emit, check)
     if is_resume:
         loop.restore(run_dir.load_state())
@@ -100,7 +96,9 @@ def run(
                 and report.step % config.sample_every == 0
                 and report.step < config.steps
             ):
-                _try_picture(picture, Trained(loop.learner.unet, loop.device, base, folders, rises), report.step, emit)
+                _try_picture(
+                    picture, Trained(config, loop.learner.unet, loop.device, base, folders, rises), report.step, emit
+                )
     except (Stopped, NonFinite):
         if loop.progress.step and ranks.is_first:
             run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
@@ -108,10 +106,40 @@ def run(
         raise
     if ranks.is_first:
         save_lora(config, base, folders, run_dir, loop, report)
-        _save_merged(config, base, run_dir, lora.weights(loop.learner.unet))
+        save_merged(config, base, run_dir, lora.weights(loop.learner.unet))
         if not config.keep_cache:
             run_dir.remove_cache()
-    return Trained(loop.learner.unet, loop.device, base, folders, rises or loop.rises())
+    return Trained(config, loop.learner.unet, loop.device, base, folders, rises or loop.rises())
+
+
+def _with_prior(
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    ranks: Ranks,
+    device: torch.device,
+    switches: Switches,
+    emit: Emit,
+    check: Callable[[], None],
+) -> TrainConfig:
+    """The settings with the prior estimated, also in config.toml: a resumed run, or one made again, has the same."""
+    emit("phase", name="prior")
+    value, lines = None, []
+    if ranks.is_first:
+        progress = partial(_encoding, emit, check)
+        value, lines = prior.settle(config, base, folders, run_dir.cache, switches, device=device, progress=progress)
+    config = config.model_copy(update={"prior": ranks.agree(value)})
+    for line in lines:
+        emit("prior", value=config.prior, message=line)
+    if ranks.is_first:
+        run_dir.save_config(to_toml(config))
+    return config
+
+
+def _encoding(emit: Emit, check: Callable[[], None], what: str, done: int, of: int) -> None:
+    check()
+    emit("phase", name="encode", what=what, done=done, total=of)
 
 
 def _load(
@@ -125,10 +153,6 @@ def _load(
     emit: Emit,
     check: Callable[[], None],
 ) -> Loop:
-    def progress(what: str, done: int, of: int) -> None:
-        check()
-        emit("phase", name="encode", what=what, done=done, total=of)
-
     samples = [*folders.unlabeled, *folders.sensitive, *folders.held_out]
     encoded = encode(
         samples,
@@ -141,7 +165,7 @@ def _load(
         clip_skip=config.clip_skip,
         device=device,
         ranks=ranks,
-        progress=progress,
+        progress=partial(_encoding, emit, check),
     )
     emit("phase", name="load")
     warn = lambda text: emit("warning", message=text)  # noqa: E731
@@ -179,63 +203,3 @@ def _try_picture(picture: Callable[[Trained, int], None], so_far: Trained, step:
         picture(so_far, step)
     except Exception as error:  # a picture is never worth a run
         emit("warning", message=f"no picture at step {step}: {error}")
-
-
-def save_lora(
-    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
-) -> None:
-    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
-    standard = lora_file.standard_metadata(
-        name=run_dir.name,
-        rank=config.rank,
-        alpha=config.effective_alpha,
-        resolution=config.resolution,
-        base_name="pu-unlearn miniature" if config.base == BUILTIN else base.path.name,
-        base_hash=model.part_hash(base, "unet"),
-        finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        prediction_type=loop.prediction_type,
-        clip_skip=config.clip_skip,
-    )
-    own = {
-        "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
-        "pu_sensitive_captions": _public_captions(config, folders),
-        "pu_counts": json.dumps({k: len(getattr(folders, k)) for k in ("unlabeled", "sensitive", "held_out")}),
-        "pu_prior": str(config.prior),
-        "pu_steps": str(loop.progress.step),
-        "pu_base_error": json.dumps(None if loop.scale.base_error is None else loop.scale.base_error.tolist()),
-        "pu_risks": json.dumps(_finite(asdict(last)) if last else None),
-        "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
-    }
-    tensors = lora_file.to_kohya(
-        lora.weights(loop.learner.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
-    )
-    lora_file.save(run_dir.lora, tensors, {**standard, **own})
-
-
-def _save_merged(config: TrainConfig, base: Base, run_dir: RunDir, weights: dict[str, torch.Tensor]) -> None:
-    scale = config.effective_alpha / config.rank
-    target = run_dir.lora.with_name(f"{run_dir.name}-merged")
-    if config.save_merged == "folder":
-        merge.save_folder(base, target, weights, scale=scale, dtype=DTYPES[config.save_precision])
-    elif config.save_merged == "checkpoint":
-        merge.save_checkpoint(base, target.with_name(f"{target.name}.safetensors"), weights, scale=scale)
-
-
-def _public_config(config: TrainConfig) -> dict[str, Any]:
-    """The settings without anything that tells about the user's disk or the sensitive images."""
-    values = config.model_dump()
-    public = {k: v.name if isinstance(v, Path) else v for k, v in values.items()}
-    public["base"] = Path(config.base).name
-    if config.metadata == "safe" and config.sensitive_prompt:
-        public["sensitive_prompt"] = lora_file.hashed(config.sensitive_prompt)
-    return public
-
-
-def _public_captions(config: TrainConfig, folders: Folders) -> str:
-    captions = sorted({s.caption for s in folders.sensitive if s.caption})
-    return json.dumps(captions if config.metadata == "full" else [lora_file.hashed(c) for c in captions])
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no nan: absent risks become null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -59,9 +59,10 @@ SETTINGS = (
     Setting("supervised, fixed 1", {"objective": "supervised", **FIXED}),
     Setting("supervised, per timestep", {"objective": "supervised"}),
     Setting("pu, fixed 1", {"objective": "pu", **FIXED}),
-    Setting("pu, per timestep (default)", {}),
+    Setting("pu, per timestep", {}),
+    Setting("pu, per timestep, prior estimated (default)", {"prior": "auto"}, sizes=SIZES[:1]),
     Setting("nnpu, fixed 1", {"objective": "nnpu", **FIXED}, twin="pu, fixed 1"),
-    Setting("nnpu, per timestep", {"objective": "nnpu"}, twin="pu, per timestep (default)"),
+    Setting("nnpu, per timestep", {"objective": "nnpu"}, twin="pu, per timestep"),
     *(
         Setting(f"pu, per timestep, own captions{what}", {"keep_prompts": kept}, captioned=True, sizes=SIZES[:1])
         for what, kept in KEPT.items()
@@ -85,7 +86,7 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
     )
     sensitive = folders["sensitive_captioned" if setting.captioned else "sensitive"]
     default = parse([], CONFIG).config
-    changes = {"name": name, "output_dir": root, "seed": seed, "micro_batch": "auto", **setting.changes}
+    changes = {"name": name, "output_dir": root, "seed": seed, "prior": digits.SENSITIVE_SHARE, **setting.changes}
     changes |= {"unlabeled": folders["unlabeled"], "sensitive": sensitive}
     config = TrainConfig(**{**default.model_dump(), **changes})
     run_dir = RunDir(root, name)

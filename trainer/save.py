@@ -1,0 +1,82 @@
+"""What a run leaves behind: the LoRA with its metadata, and the model with the LoRA in it."""
+
+import json
+import math
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import __version__, lora, lora_file, merge, model
+from .builtin import BUILTIN
+from .config import TrainConfig
+from .dataset import Folders
+from .loop import Loop, StepReport
+from .model import Base
+from .run_dir import RunDir
+from .switches import DTYPES
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
+
+
+def save_lora(
+    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
+) -> None:
+    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
+    standard = lora_file.standard_metadata(
+        name=run_dir.name,
+        rank=config.rank,
+        alpha=config.effective_alpha,
+        resolution=config.resolution,
+        base_name="pu-unlearn miniature" if config.base == BUILTIN else base.path.name,
+        base_hash=model.part_hash(base, "unet"),
+        finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        prediction_type=loop.prediction_type,
+        clip_skip=config.clip_skip,
+    )
+    own = {
+        "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
+        "pu_sensitive_captions": _public_captions(config, folders),
+        "pu_counts": json.dumps({k: len(getattr(folders, k)) for k in ("unlabeled", "sensitive", "held_out")}),
+        "pu_prior": str(config.prior),
+        "pu_steps": str(loop.progress.step),
+        "pu_base_error": json.dumps(None if loop.scale.base_error is None else loop.scale.base_error.tolist()),
+        "pu_risks": json.dumps(_finite(asdict(last)) if last else None),
+        "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
+    }
+    tensors = lora_file.to_kohya(
+        lora.weights(loop.learner.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
+    )
+    lora_file.save(run_dir.lora, tensors, {**standard, **own})
+
+
+def save_merged(config: TrainConfig, base: Base, run_dir: RunDir, weights: dict[str, Tensor]) -> None:
+    scale = config.effective_alpha / config.rank
+    target = run_dir.lora.with_name(f"{run_dir.name}-merged")
+    if config.save_merged == "folder":
+        merge.save_folder(base, target, weights, scale=scale, dtype=DTYPES[config.save_precision])
+    elif config.save_merged == "checkpoint":
+        merge.save_checkpoint(base, target.with_name(f"{target.name}.safetensors"), weights, scale=scale)
+
+
+def _public_config(config: TrainConfig) -> dict[str, Any]:
+    """The settings without anything that tells about the user's disk or the sensitive images."""
+    values = config.model_dump()
+    public = {k: v.name if isinstance(v, Path) else v for k, v in values.items()}
+    public["base"] = Path(config.base).name
+    if config.metadata == "safe" and config.sensitive_prompt:
+        public["sensitive_prompt"] = lora_file.hashed(config.sensitive_prompt)
+    return public
+
+
+def _public_captions(config: TrainConfig, folders: Folders) -> str:
+    captions = sorted({s.caption for s in folders.sensitive if s.caption})
+    return json.dumps(captions if config.metadata == "full" else [lora_file.hashed(c) for c in captions])
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan: absent risks become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -162,7 +162,8 @@ def test_an_encoder_of_ones_own(digit_folders, tmp_path):
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     samples = [Sample(path, None) for path in sorted(digit_folders["unlabeled"].glob("*.png"))]
     for name, width in (("clip", 12), ("vit", 16)):
-        found = encoder_features(images(samples, tmp_path), str(tmp_path / name))
+        shape = {"resolution": 64, "bucket": True, "device": torch.device("cpu")}
+        found = encoder_features([s.path for s in samples], str(tmp_path / name), **shape, progress=lambda *_: None)
         assert found.shape == (len(samples), width)
         assert np.ptp(found, axis=0).max() > 0
 

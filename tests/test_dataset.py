@@ -211,7 +211,7 @@ def test_excluded_images_are_left_out_by_name_or_path(piles, tmp_path):
     assert found.unlabeled == plain.unlabeled[2:]
     assert found.skipped == [f"{path}: --exclude names it" for path in (first, second)]
     file.write_text("nobody.png\n", encoding="utf-8")
-    with pytest.raises(UserError, match="names nobody.png, which is not among the unlabeled images"):
+    with pytest.raises(UserError, match=r"names nobody\.png, which is not among the unlabeled images"):
         scan(*piles, **SCAN, exclude=file)
     file.write_text("".join(f"{s.path}\n" for s in plain.unlabeled), encoding="utf-8")
     with pytest.raises(UserError, match="names every unlabeled image"):

@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import evaluate
 
             return evaluate.main(argv[1:])
+        if argv and argv[0] == "reproduce":
+            from .experiments import reproduce
+
+            return reproduce.main(argv[1:])
         if argv and argv[0] == "compare":
             from . import compare
 

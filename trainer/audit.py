@@ -65,8 +65,12 @@ def examine(config: TrainConfig, base: Base, folders: Folders, how: How, cache: 
     images = features.Images(base, samples, config.resolution, config.bucket, cache, device, switches, progress)
     if how.score == "lora":
         return Examined(folders.unlabeled, features.error_rises(images, how.lora, config.prompt or ""), None)
-    by_encoder = how.score == "encoder"
-    values = features.encoder_features(images, how.encoder) if by_encoder else features.unet_features(images)
+    if how.score == "encoder":
+        paths, more = [sample.path for sample in samples], {"device": device, "progress": progress}
+        shape = {"resolution": config.resolution, "bucket": config.bucket}
+        values = features.encoder_features(paths, how.encoder, **shape, **more)
+    else:
+        values = features.unet_features(images)
     is_sensitive = np.arange(len(samples)) >= n
     try:
         scores = mixture.cross_fit(values, is_sensitive, seed=config.seed)

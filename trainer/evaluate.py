@@ -22,6 +22,7 @@ from .findings import Findings
 from .model import Base
 from .stopping import follow_parent
 
+Look = tuple[Callable[[Sequence[Path]], np.ndarray], str]  # image files -> features, and their name
 FEW = 100  # pictures for each strength, paraphrase and attack, at most
 RETAINED = 16  # of each retained prompt: drift is an average over pixels, it needs few
 
@@ -61,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
 def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> Findings:
     """Make the pictures, judge them, write evaluate.json and evaluate.html below options.out."""
     shots = _pictures(options, base, unlearned, progress)
-    judge = _judge(options, base, progress)
+    look = _features(options, base, progress)
+    judge = _judge(options, look)
     verdicts: dict[int, np.ndarray] = {}
 
     def normal(paths: list[Path]) -> np.ndarray | None:
@@ -79,7 +81,7 @@ def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Pro
         prompt: findings.rates(normal(before), normal(after), judge)
         for prompt, (before, after) in shots.paraphrases.items()
     }
-    numbers["quality"], why = _quality(options, base, shots, progress)
+    numbers["quality"], why = _quality(options, shots, look)
     numbers["drift"] = _drift(options, base, shots, progress)
     numbers["strengths"] = findings.strengths(shots, normal)
     numbers["relearned"] = {
@@ -161,7 +163,7 @@ def _relearn(options: Options, base: Base, shots: Shots, seeds: list[int], progr
         )
 
 
-def _judge(options: Options, base: Base, progress: Progress) -> Any:
+def _judge(options: Options, look: Look) -> Any:
     """The judge asked for, or the built-in one on the built-in model; None: nobody can say."""
     from . import judges
 
@@ -172,7 +174,7 @@ def _judge(options: Options, base: Base, progress: Progress) -> Any:
     if options.clip:
         return judges.from_clip(options.clip, options.normal_text, options.sensitive_text, options.labeled)
     if options.labeled:
-        return judges.from_labeled(options.labeled, _features(options, base, progress)[0], seed=0)
+        return judges.from_labeled(options.labeled, look[0], seed=0)
     if options.base == BUILTIN:
         from .builtin.judge import DigitJudge
 
@@ -180,9 +182,9 @@ def _judge(options: Options, base: Base, progress: Progress) -> Any:
     return None
 
 
-def _features(options: Options, base: Base, progress: Progress) -> tuple[Callable[[Sequence[Path]], np.ndarray], str]:
+def _features(options: Options, base: Base, progress: Progress) -> Look:
     """Image files -> [n, d], and whose features they are. Each set of files goes through the network once."""
-    from . import features
+    from . import features, memory
 
     known: dict[tuple[Path, ...], np.ndarray] = {}
     name = f"{Path(options.encoder).name}'s features" if options.encoder else "the base model's own features"
@@ -196,13 +198,14 @@ def _features(options: Options, base: Base, progress: Progress) -> tuple[Callabl
     def look(paths: Sequence[Path]) -> np.ndarray:
         key = tuple(paths)
         if key not in known:
-            images = _images(options, base, paths, progress)
-            known[key] = (
-                features.encoder_features(images, options.encoder)
-                if options.encoder
-                else features.unet_features(images)
-            )
-            shutil.rmtree(images.cache, ignore_errors=True)
+            if options.encoder:
+                more = {"device": memory.choose_device(options.device), "progress": progress}
+                shape = {"resolution": options.resolution, "bucket": False}
+                known[key] = features.encoder_features(paths, options.encoder, **shape, **more)
+            else:
+                images = _images(options, base, paths, progress)
+                known[key] = features.unet_features(images)
+                shutil.rmtree(images.cache, ignore_errors=True)
         return known[key]
 
     return look, name
@@ -219,7 +222,7 @@ def _images(options: Options, base: Base, paths: Sequence[Path], progress: Progr
     return features.Images(base, samples, options.resolution, False, cache, device, switches, progress)
 
 
-def _quality(options: Options, base: Base, shots: Shots, progress: Progress) -> tuple[dict[str, list], str | None]:
+def _quality(options: Options, shots: Shots, look: Look) -> tuple[dict[str, list], str | None]:
     """Distances of the pictures to real normal images. Returns: (by set, why something is missing)."""
     from . import judges, quality
 
@@ -232,8 +235,7 @@ def _quality(options: Options, base: Base, shots: Shots, progress: Progress) -> 
         real = write_real_digits(options.out / "real")
     else:
         real = judges.images_in(options.normal)
-    look, name = _features(options, base, progress)
-    found = quality.distances(sets, real, look, name)
+    found = quality.distances(sets, real, *look)
     why = None if found else "quality: too few pictures or normal images for a distance"
     if options.normal is not None:
         by_inception, reason = quality.inception({k: p[0].parent for k, p in sets.items()}, options.normal)

@@ -97,29 +97,32 @@ def unet_features(images: Images) -> np.ndarray:
 
 
 @torch.no_grad()
-def encoder_features(images: Images, source: str) -> np.ndarray:
+def encoder_features(
+    paths: Sequence[Path], source: str, *, resolution: int, bucket: bool, device: torch.device, progress: Progress
+) -> np.ndarray:
     """What a transformers image encoder (CLIP, DINOv2, ViT …) makes of each image.
 
-    Args: source: folder, or hub id. Returns: [n, width] fp32. Raises: UserError if there is no such encoder.
+    Args: source: folder, or hub id. resolution, bucket: see dataset.training_size.
+    Returns: [n, width] fp32. Raises: UserError if there is no such encoder.
     """
     from transformers import AutoImageProcessor, AutoModel
 
     try:
         with quiet():
             processor = AutoImageProcessor.from_pretrained(source)
-            encoder = AutoModel.from_pretrained(source).to(images.device).eval()
+            encoder = AutoModel.from_pretrained(source).to(device).eval()
     except Exception as error:  # transformers, hub and safetensors each raise their own
         raise UserError(f"--encoder: {source} is no image encoder here ({str(error).splitlines()[0]})") from None
     look = getattr(encoder, "get_image_features", encoder)
     found = []
-    for done, sample in enumerate(images.samples, 1):
-        size = training_size(sample.path, images.resolution, bucket=images.bucket)
-        pixels = processor(images=Image.fromarray(read_image(sample.path, size)), return_tensors="pt").pixel_values
-        out = look(pixel_values=pixels.to(images.device))
+    for done, path in enumerate(paths, 1):
+        size = training_size(path, resolution, bucket=bucket)
+        pixels = processor(images=Image.fromarray(read_image(path, size)), return_tensors="pt").pixel_values
+        out = look(pixel_values=pixels.to(device))
         if not isinstance(out, Tensor):
             out = out.last_hidden_state.mean(1) if out.get("pooler_output") is None else out.pooler_output
         found.append(out.flatten().float().cpu().numpy())
-        images.progress("features", done, len(images.samples))
+        progress("features", done, len(paths))
     return np.stack(found)
 
 

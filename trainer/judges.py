@@ -120,7 +120,7 @@ def from_model(source: str, sensitive_labels: Sequence[str], labeled: Path | Non
         pixels = processor(images=[_opened(path) for path in paths], return_tensors="pt").pixel_values
         return ~np.isin(model(pixel_values=pixels).logits.argmax(-1).numpy(), wanted)
 
-    return _measured(Path(source).name, is_normal, labeled)
+    return measured(Path(source).name, is_normal, labeled)
 
 
 def from_onnx(file: Path, sensitive_labels: Sequence[str], labeled: Path | None) -> Judge:
@@ -146,7 +146,7 @@ def from_onnx(file: Path, sensitive_labels: Sequence[str], labeled: Path | None)
     def is_normal(paths: Sequence[Path]) -> np.ndarray:
         return np.array([session.run(None, {place.name: _imagenet(p, width, height)})[0].argmax() for p in paths])
 
-    return _measured(file.name, lambda paths: ~np.isin(is_normal(paths), wanted), labeled)
+    return measured(file.name, lambda paths: ~np.isin(is_normal(paths), wanted), labeled)
 
 
 def from_clip(source: str, normal: str, sensitive: str, labeled: Path | None) -> Judge:
@@ -166,10 +166,10 @@ def from_clip(source: str, normal: str, sensitive: str, labeled: Path | None) ->
         inputs = processor(text=[normal, sensitive], images=images, return_tensors="pt", padding=True)
         return model(**inputs).logits_per_image.argmax(-1).numpy() == 0
 
-    return _measured(f"CLIP, “{normal}” against “{sensitive}”", is_normal, labeled)
+    return measured(f"CLIP, “{normal}” against “{sensitive}”", is_normal, labeled)
 
 
-def _measured(name: str, is_normal: IsNormal, labeled: Path | None) -> Judge:
+def measured(name: str, is_normal: IsNormal, labeled: Path | None) -> Judge:
     """The judge in batches, with its accuracy where labeled images are there."""
 
     def in_batches(paths: Sequence[Path]) -> np.ndarray:

@@ -15,9 +15,22 @@ from ..dataset import View
 from ..diffusion import alphas_cumprod
 from ..libraries import quiet
 
-SCHEDULE = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}  # of Ho et al. 2020
 TIMESTEPS = 1000
 AT_ONCE = 250  # pictures of a digit's size; fewer of larger ones
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A schedule and what the network predicts. The default is that of Ho et al. 2020."""
+
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    prediction_type: str = "epsilon"
+
+    def signal(self) -> tuple[Tensor, str]:
+        """Returns: (alphas_cumprod [timesteps], prediction type), as model.load_signal."""
+        return alphas_cumprod(self.beta_start, self.beta_end, TIMESTEPS, self.beta_schedule), self.prediction_type
 
 
 @dataclass(frozen=True)
@@ -50,11 +63,6 @@ def build(unet: dict[str, Any] | str, fold: int, *, seed: int) -> PixelUNet:
     return PixelUNet(found, fold)
 
 
-def noise() -> tuple[Tensor, str]:
-    """Returns: (alphas_cumprod [timesteps], prediction type), as model.load_signal."""
-    return alphas_cumprod(SCHEDULE["beta_start"], SCHEDULE["beta_end"], TIMESTEPS, SCHEDULE["beta_schedule"]), "epsilon"
-
-
 @dataclass
 class Pixels:
     """Images as the U-Net sees them, in the place of encode.Encoded: their pixels, read once, and no text."""
@@ -75,14 +83,22 @@ class Pixels:
 
 
 @torch.no_grad()
-def pictures(unet: PixelUNet, seeds: Sequence[int], shape: tuple[int, int, int], *, steps: int) -> np.ndarray:
+def pictures(
+    unet: PixelUNet, noise: Noise, seeds: Sequence[int], shape: tuple[int, int, int], *, steps: int
+) -> np.ndarray:
     """One picture for each seed by diffusers' DDIM sampler.
 
     Args: shape: (channels, height, width). Returns: [n, height, width, channels] uint8.
     """
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler(num_train_timesteps=TIMESTEPS, clip_sample=True, **SCHEDULE)
+    scheduler = DDIMScheduler(
+        num_train_timesteps=TIMESTEPS,
+        clip_sample=True,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",  # begins at the noisiest step, where pictures begin
+        **vars(noise),
+    )
     scheduler.set_timesteps(steps)
     device = next(unet.parameters()).device
     made = []

@@ -1,0 +1,114 @@
+"""One run of a pixel-space experiment: the LoRA trainer's loop on another network, its pictures, and what they show."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .. import features, full, judges, memory, quality
+from ..builtin import digits
+from ..builtin.judge import DigitJudge
+from ..config import TrainConfig
+from ..console import Progress
+from ..dataset import Folders, Sample
+from ..judges import Judge, images_in, load
+from ..learner import Learner
+from ..loop import Loop
+from ..ranks import ONE
+from ..sample import save_grid, save_images
+from ..stats import wilson
+from ..switches import Switches
+from . import datasets, pixels
+
+
+def train(
+    settings: dict[str, Any], objective: str, seed: int, folders: dict[str, Path], device: str, progress: Progress
+) -> tuple[pixels.PixelUNet, int]:
+    """The LoRA trainer's loop on pixels. Returns: (the trained network, how often R changed its sign)."""
+    prior = datasets.Counts(**settings["counts"]).prior
+    config = TrainConfig(objective=objective, prior=prior, seed=seed, caption_dropout=0, **settings["train"])
+    where = memory.choose_device(device)
+    unet = pixels.build(settings["unet"], settings["fold"], seed=seed).to(where)
+    full.attach(unet)
+    learner = Learner(config, unet, full, precision="fp32", device=where, is_alone=True, warn=print)
+    unlabeled, sensitive = ([Sample(p, "") for p in images_in(folders[kind])] for kind in ("unlabeled", "sensitive"))
+    loop = Loop(
+        config,
+        Folders(unlabeled, sensitive, held_out=[], skipped=[]),
+        pixels.Pixels(),
+        learner,
+        pixels.Noise(**settings["noise"]).signal(),
+        Switches("fp32", "fp32", micro_batch=max(config.batch_unlabeled, config.batch_sensitive)),
+        device=where,
+        ranks=ONE,
+        check=lambda: progress(f"{objective}, seed {seed}", loop.progress.step, config.steps),
+        is_from_scratch=isinstance(settings["unet"], dict),
+    )
+    loop.prepare()
+    for _ in loop.steps():
+        pass
+    return unet.eval(), loop.progress.sign_flips
+
+
+def make_pictures(settings: dict[str, Any], unet: pixels.PixelUNet, seed: int, folder: Path) -> list[Path]:
+    """PNGs in folder, and a grid of the first beside it. Every objective starts from the same noise."""
+    seeds = list(range(10_000 * (seed + 1), 10_000 * (seed + 1) + settings["pictures"]))
+    channels = unet.unet.config.in_channels // settings["fold"] ** 2
+    shape = (channels, settings["size_px"], settings["size_px"])
+    images = pixels.pictures(unet, pixels.Noise(**settings["noise"]), seeds, shape, steps=settings["sampler_steps"])
+    paths = save_images(images[..., 0] if channels == 1 else images, folder, seeds)
+    save_grid(load(paths[:64]), folder.with_suffix(".png"))
+    return paths
+
+
+def measure(
+    settings: dict[str, Any], paths: list[Path], folders: dict[str, Path], device: str, progress: Progress
+) -> dict[str, Any]:
+    """Non-sensitive rate, and the Fréchet distance to real normal images that nothing was trained on."""
+    judge, look, name = _judge(settings, folders, device, progress)
+    normal = judge.is_normal(paths)
+    low, high = wilson(int(normal.sum()), len(normal))
+    found = {"rate": float(normal.mean()), "low": low, "high": high, "n": len(normal)}
+    distances = quality.distances({"": paths}, images_in(folders["normal"]), look, name)
+    if distances:
+        found |= {"frechet": distances[""][0].value, "distance": distances[""][0].name}
+    return {**found, "judge": f"{judge.name}, {judge.accuracy.told()}"}
+
+
+def _judge(
+    settings: dict[str, Any], folders: dict[str, Path], device: str, progress: Progress
+) -> tuple[Judge, Callable[[Sequence[Path]], np.ndarray], str]:
+    """Who judges, by which features, and what these are called."""
+    if settings["judge"] == "digits":
+        reader = DigitJudge()
+        judge = judges.measured(
+            "the built-in digit classifier",
+            lambda paths: np.isin(reader.read(_enlarged(paths))[0], settings["normal"]),
+            folders["labeled"],
+        )
+        return judge, lambda paths: reader.read(_enlarged(paths))[1], "the digit classifier's features"
+
+    def look(paths: Sequence[Path]) -> np.ndarray:
+        return features.encoder_features(
+            paths,
+            settings["judge"],
+            resolution=settings["size_px"],
+            bucket=False,
+            device=memory.choose_device(device),
+            progress=progress,
+        )
+
+    judge = judges.from_labeled(folders["labeled"], look, seed=0)
+    return judge, look, f"{Path(settings['judge']).name}'s features"
+
+
+def _enlarged(paths: Sequence[Path]) -> np.ndarray:
+    """Digits as the classifier knows them. Returns: [n, 64, 64, 3] uint8."""
+    images = []
+    for path in paths:
+        with Image.open(path) as image:
+            size = (digits.SIZE_PX, digits.SIZE_PX)
+            images.append(np.asarray(image.convert("L").resize(size, Image.Resampling.BICUBIC).convert("RGB")))
+    return np.stack(images)

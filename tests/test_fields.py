@@ -33,6 +33,7 @@ TINY = {
     "batch_unlabeled": 2,
     "batch_sensitive": 2,
     "calibration_samples": 1,
+    "network": Case("full", files),
     "rank": 2,
     "lr": 1e-3,
     "warmup_steps": 0,

@@ -34,7 +34,7 @@ def predict(unet):
 
 def test_merged_checkpoint(trained, tmp_path):
     base, unet, weights = trained
-    merge.save_checkpoint(base, tmp_path / "m.safetensors", weights, scale=ALPHA / RANK)
+    merge.save_checkpoint(base, tmp_path / "m.safetensors", merge.of_lora(weights, scale=ALPHA / RANK))
     loaded = model.load_unet(model.Base(tmp_path / "m.safetensors"), torch.float32)
     torch.testing.assert_close(predict(loaded), predict(unet), atol=1e-4, rtol=1e-4)
     assert (predict(loaded) - predict(model.load_unet(base, torch.float32))).abs().max() > 0.01
@@ -47,7 +47,7 @@ def test_merged_checkpoint(trained, tmp_path):
 
 def test_merged_folder(trained, tmp_path):
     base, unet, weights = trained
-    merge.save_folder(base, tmp_path / "folder", weights, scale=ALPHA / RANK, dtype=torch.float32)
+    merge.save_folder(base, tmp_path / "folder", merge.of_lora(weights, scale=ALPHA / RANK), dtype=torch.float32)
     found = model.Base(tmp_path / "folder")
     model.check(found)
     torch.testing.assert_close(predict(model.load_unet(found, torch.float32)), predict(unet), atol=1e-4, rtol=1e-4)
@@ -75,6 +75,6 @@ def test_metadata_of_the_base_is_kept(trained, tmp_path):
     base, _, weights = trained
     marked = tmp_path / "marked.safetensors"
     save_file(load_file(base.path), marked, metadata={"modelspec.title": "mine"})
-    merge.save_checkpoint(model.Base(marked), tmp_path / "m.safetensors", weights, scale=1.0)
+    merge.save_checkpoint(model.Base(marked), tmp_path / "m.safetensors", merge.of_lora(weights, scale=1.0))
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert file.metadata() == {"modelspec.title": "mine"}

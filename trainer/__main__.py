@@ -131,7 +131,7 @@ def _train(
     with stoppable() as check:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
         # after the handler is in place: the import takes seconds, in which Ctrl-C must be heard
-        from . import before_after, report, train
+        from . import before_after, report, save, train
 
         prompt = train.picture_prompt(config, folders)
         picture = before_after.picture_at_step(config, prompt, run_dir, emit=console.emit, check=check)
@@ -151,11 +151,12 @@ def _train(
         if report.memorising(trained.rises):
             console.emit("warning", message=report.memorising_text(trained.rises))
         evaluation = before_after.before_after(config, trained, run_dir, emit=console.emit, check=check)
-        report.write(trained, evaluation, run_dir)
-    summary = report.summary(evaluation, run_dir)
+        report.write(trained, evaluation, save.result_path(config, base, run_dir), run_dir)
+    result = save.result_path(config, base, run_dir)
+    summary = report.summary(evaluation, result, run_dir)
     console.emit(
         "done",
-        lora=str(run_dir.lora),
+        lora=str(result),
         report=str(run_dir.report),
         summary="\n".join(summary),
         **report.numbers(evaluation),

@@ -1,7 +1,8 @@
 """A run's own pictures: before and after with the same seeds, and during training; counted where there is a judge."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +37,11 @@ def before_after(
     if not seeds:
         return Evaluation(prompt, None, None, None, None, None)
     emit("phase", name="pictures")
-    make = maker(config, trained, check)
     judge = DigitJudge() if config.base == BUILTIN and config.rate_images else None
     grids, rates = {}, {}
     for kind in ("before", "after"):
-        if kind == "before":
-            with lora.disabled(trained.unet):
-                images = make(prompt, seeds)
-        else:
-            images = make(prompt, seeds)
+        with _before(config, trained) if kind == "before" else contextlib.nullcontext(trained) as shown:
+            images = maker(config, shown, check)(prompt, seeds)
         if config.images:
             grids[kind] = run_dir.samples / f"{kind}.png"
             save_grid(images[: config.images], grids[kind])
@@ -59,6 +56,19 @@ def before_after(
         rates.get("after"),
         judge.ceiling() if judge else None,
     )
+
+
+@contextlib.contextmanager
+def _before(config: TrainConfig, trained: Trained) -> Iterator[Trained]:
+    """The base model: without its LoRA, or loaded again while a network that was trained whole makes room."""
+    if config.network == "lora":
+        with lora.disabled(trained.unet):
+            yield trained
+        return
+    device, dtype = trained.device, next(trained.unet.parameters()).dtype
+    trained.unet.to("cpu")
+    yield replace(trained, unet=model.load_unet(trained.base, dtype).to(device))
+    trained.unet.to(device)
 
 
 def picture_at_step(

@@ -98,6 +98,9 @@ class TrainConfig(BaseModel):
     warmup_steps: int = option(20, "steps over which the learning rate rises; then it falls as a cosine", ge=0)
     max_grad_norm: float = option(1.0, "longer gradients are shortened to this", gt=0)
     weight_decay: float = option(0.01, "AdamW's pull of the LoRA towards zero", ge=0)
+    network: Literal["lora", "full"] = option(
+        "lora", "full: the whole U-Net learns and is saved as a model of its own, as in the paper; takes 12 GB and more"
+    )
     rank: int = option(16, "LoRA rank", exposed=True, ge=1, le=256)
     alpha: float | None = option(None, "LoRA alpha; the rank if not given", gt=0)
     optimizer: Literal["adamw", "adamw8bit", "lion", "prodigy"] = option(

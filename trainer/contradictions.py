@@ -21,6 +21,8 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
         problems.append(f"--init-lora: no file {config.init_lora}")
     if config.save_merged == "checkpoint" and not (config.base and Path(config.base).suffix == ".safetensors"):
         problems.append("--save-merged checkpoint: needs a .safetensors file as --base; 'folder' works with any")
+    if config.network == "full":
+        problems += _of_whole_networks(config)
     if config.logging_dir and find_spec("tensorboard") is None:
         problems.append("--logging-dir: needs a package. Install it: pip install tensorboard")
     if config.vae and not config.vae.exists():
@@ -48,4 +50,14 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
             problems.append(f"--output-dir: {path} is a file, not a folder")
         elif path.exists() and not os.access(path, os.W_OK):
             problems.append(f"--output-dir: {path} cannot be written to")
+    return problems
+
+
+def _of_whole_networks(config: TrainConfig) -> list[str]:
+    """What belongs to a LoRA."""
+    values = {"weights": ("auto", "fp32"), "offload": ("auto", 0), "init_lora": (None,), "save_merged": ("no",)}
+    found = [name for name, allowed in values.items() if getattr(config, name) not in allowed]
+    problems = [f"--{name.replace('_', '-')}: belongs to a LoRA, not to --network full" for name in found]
+    if config.base and Path(config.base).suffix == ".ckpt":
+        problems.append("--network full: writes a file like --base; give a .safetensors file or a diffusers folder")
     return problems

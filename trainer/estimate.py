@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from . import lora, switches
+from . import full, lora, switches
 from .diffusion import per_sample_error
 from .frozen import FrozenLayer
 from .libraries import quiet
@@ -38,6 +38,7 @@ class Shape:
     optimizer: str
     height_px: int
     width_px: int
+    network: str = "lora"  # or "full": every weight is trained
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Estimate:
     """Peak memory of training, MiB. The parts add up to `total`."""
 
     weights: float  # frozen, on the card
-    lora: float  # LoRA, its two gradient buffers, optimizer states
+    lora: float  # what is trained (LoRA, or the whole network), its two gradient buffers, optimizer states
     activations: float  # everything else at the worst moment: kept for the backward pass, or at work
     context: float = CONTEXT_MIB
 
@@ -90,7 +91,7 @@ def predict(shape: Shape, found: Switches) -> Estimate:
         for tensor in _materialise(unet):
             live.add(tensor)
         held = live.now
-        parameters = lora.parameters(unet)
+        parameters = (full if shape.network == "full" else lora).parameters(unet)
         with live:
             _pass(unet, shape, found)  # the unlabeled samples' gradients wait …
             waiting = [p.grad for p in parameters]
@@ -137,9 +138,15 @@ def build(shape: Shape, found: Switches) -> nn.Module:
     meta = torch.device("meta")
     with meta, quiet():
         unet = UNet2DConditionModel.from_config(shape.unet).to(found.load_dtype).requires_grad_(False).eval()
-        lora.attach(unet, rank=shape.rank, alpha=shape.rank, seed=0)
-    # xformers knows no fake tensors; it keeps what sdpa keeps
-    switches.set_up(unet, replace(found, attention="sdpa"), device=meta, far=meta)
+        if shape.network == "full":
+            full.attach(unet)
+        else:
+            lora.attach(unet, rank=shape.rank, alpha=shape.rank, seed=0)
+    plain = replace(found, attention="sdpa")  # xformers knows no fake tensors; it keeps what sdpa keeps
+    if shape.network == "full":
+        switches.set_up_whole(unet, plain, device=meta)
+    else:
+        switches.set_up(unet, plain, device=meta, far=meta)
     return unet
 
 

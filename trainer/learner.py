@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import lora, lora_file, memory, model
+from . import full, lora, lora_file, memory, model
 from .config import TrainConfig
 from .model import Base
-from .switches import Switches, set_up
+from .switches import Switches, set_up, set_up_whole
 
 
 def with_lora(
@@ -25,6 +25,14 @@ def with_lora(
         start = lora_file.from_kohya(config.init_lora, modules, rank=config.rank, scale=scale)
         lora.load_weights(unet, start)
     set_up(unet, switches, device=device, say=warn)
+    return unet
+
+
+def whole(base: Base, switches: Switches, device: torch.device, warn: Callable[[str], None]) -> nn.Module:
+    """The base model's U-Net, all of it ready to learn on device."""
+    unet = model.load_unet(base, torch.float32)
+    full.attach(unet)
+    set_up_whole(unet, switches, device=device, say=warn)
     return unet
 
 

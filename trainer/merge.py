@@ -1,4 +1,4 @@
-"""The model with the LoRA in it: a LoRA can be taken off, merged weights cannot."""
+"""Whole models: with the LoRA in them, which then cannot be taken off, or with a U-Net that was trained whole."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,25 +19,41 @@ def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     return (weight.float() + scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)).to(weight.dtype)
 
 
-def save_folder(base: Base, folder: Path, weights: dict[str, Tensor], *, scale: float, dtype: torch.dtype) -> None:
-    """A diffusers folder. Args: weights: by module path (`….down`, `….up`). scale: alpha / rank."""
+Change = Callable[[str, Tensor], Tensor]  # (diffusers' name of a weight of the U-Net, its value) -> its new value
+
+
+def of_lora(weights: dict[str, Tensor], *, scale: float) -> Change:
+    """Weights with a LoRA in them. Args: weights: by module path (`….down`, `….up`). scale: alpha / rank."""
+
+    def change(name: str, value: Tensor) -> Tensor:
+        module = name.removesuffix(".weight")
+        down = weights.get(f"{module}.down") if name.endswith(".weight") else None
+        return value if down is None else merged(value, down, weights[f"{module}.up"], scale)
+
+    return change
+
+
+def of_network(weights: dict[str, Tensor]) -> Change:
+    """Weights that were trained whole (--network full). Args: weights: by name."""
+    return lambda name, value: weights[name].to(value.dtype)
+
+
+def save_folder(base: Base, folder: Path, change: Change, *, dtype: torch.dtype) -> None:
+    """A diffusers folder."""
     pipe = model.load_pipeline(base, model.load_unet(base, torch.float32))
-    state = pipe.unet.state_dict()
-    for module, down, up in _pairs(weights):
-        state[f"{module}.weight"].copy_(merged(state[f"{module}.weight"], down, up, scale))
+    for name, value in pipe.unet.state_dict().items():
+        value.copy_(change(name, value))
     with quiet():
         pipe.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
 
 
-def save_checkpoint(base: Base, file: Path, weights: dict[str, Tensor], *, scale: float) -> None:
-    """A single file like base's: the same keys, number formats and metadata, only the LoRA's modules changed."""
+def save_checkpoint(base: Base, file: Path, change: Change) -> None:
+    """A single file like base's: the same keys, number formats and metadata, only the U-Net's weights changed."""
     with safe_open(base.path, "pt") as source:
         metadata = source.metadata()
         state = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
-    names = ldm_names(base)
-    for module, down, up in _pairs(weights):
-        name = names[f"{module}.weight"]
-        state[name] = merged(state[name], down, up, scale)
+    for name, key in ldm_names(base).items():
+        state[key] = change(name, state[key])
     with replacing(file) as temporary:
         save_file(state, temporary, metadata=metadata)
 
@@ -51,8 +67,3 @@ def ldm_names(base: Base) -> dict[str, str]:
     convert: Callable = convert_ldm_unet_checkpoint
     converted = convert({key: torch.tensor(i) for i, key in enumerate(keys)}, model.part_config(base, "unet"))
     return {name: keys[number] for name, number in converted.items()}
-
-
-def _pairs(weights: dict[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
-    modules = [key.removesuffix(".down") for key in weights if key.endswith(".down")]
-    return [(module, weights[f"{module}.down"], weights[f"{module}.up"]) for module in modules]

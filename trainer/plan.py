@@ -32,12 +32,14 @@ class Wanted:
 def settle(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
     """`choose` for the settings of a run."""
     batch = max(config.batch_unlabeled, config.batch_sensitive)
-    wanted = Wanted(batch, config.micro_batch, config.checkpointing, config.weights, config.offload, config.attention)
+    weights, offload = ("fp32", 0) if config.network == "full" else (config.weights, config.offload)
+    wanted = Wanted(batch, config.micro_batch, config.checkpointing, weights, offload, config.attention)
     return choose(shape_of(config, base), wanted, precision, budget_mib)
 
 
 def shape_of(config: TrainConfig, base: Base) -> Shape:
-    return Shape(model.part_config(base, "unet"), config.rank, config.optimizer, config.resolution, config.resolution)
+    unet, side = model.part_config(base, "unet"), config.resolution
+    return Shape(unet, config.rank, config.optimizer, side, side, config.network)
 
 
 def choose(shape: Shape, wanted: Wanted, precision: str, budget_mib: float) -> tuple[Switches, Estimate | None]:
@@ -110,9 +112,10 @@ def advice(config: TrainConfig, base: Base, started: Mapping[str, Any]) -> str:
     savings = {
         "--micro-batch 1": replace(now, micro_batch=1),
         "--checkpointing all": replace(now, checkpointing=units),
-        "--weights fp8": replace(now, weights="fp8"),
-        "--offload all": replace(now, offload=blocks),
     }
+    if config.network == "lora":
+        savings["--weights fp8"] = replace(now, weights="fp8")
+        savings["--offload all"] = replace(now, offload=blocks)
     after = {words: predict(shape, found).total for words, found in savings.items() if found != now}
     if not after or min(after.values()) > 0.99 * before:
         return "Every saving is on: a smaller --resolution or --rank is left."
@@ -157,7 +160,7 @@ def table(found: Switches, estimate: Estimate) -> list[str]:
     chosen += f", {found.checkpointing} parts checkpointed, {found.offload} blocks in CPU memory"
     rows = {
         "frozen weights": estimate.weights,
-        "LoRA, gradients, optimizer": estimate.lora,
+        "trained, gradients, optimizer": estimate.lora,
         "activations and workspace": estimate.activations,
         "CUDA itself (counted as)": estimate.context,
         "peak": estimate.total,

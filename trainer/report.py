@@ -34,18 +34,18 @@ def numbers(evaluation: Evaluation) -> dict[str, Any]:
     return found
 
 
-def summary(evaluation: Evaluation, run_dir: RunDir) -> list[str]:
+def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
     """The last lines on the screen."""
     lines = []
     if evaluation.after:
         lines += [f"non-sensitive rate {kind}: {_rate(getattr(evaluation, kind))}" for kind in ("before", "after")]
         lines.append(f"real normal digits, by the same classifier: {evaluation.ceiling.share:.3f}")
-    lines += [f"LoRA: {run_dir.lora}", f"report: {run_dir.report}"]
+    lines += [f"{'LoRA' if result == run_dir.lora else 'model'}: {result}", f"report: {run_dir.report}"]
     return lines
 
 
-def write(trained: Trained, evaluation: Evaluation, run_dir: RunDir) -> None:
-    """Write loss.png and report.html into the run folder."""
+def write(trained: Trained, evaluation: Evaluation, result: Path, run_dir: RunDir) -> None:
+    """Write loss.png and report.html into the run folder. Args: result: the LoRA, or the whole model."""
     config = trained.config
     curves = run_dir.root / "loss.png"
     _draw_curves([e for e in run_dir.events() if e["event"] == "step"], curves)
@@ -55,8 +55,8 @@ def write(trained: Trained, evaluation: Evaluation, run_dir: RunDir) -> None:
         *_rates(evaluation),
         *_curves(trained, curves),
         page.heading("Use it"),
-        page.table((), _usage(config, evaluation, run_dir)),
-        page.says("It works with the model it was trained on. Whoever can take the LoRA off can undo it."),
+        page.table((), _usage(config, evaluation, result)),
+        page.says(ADVICE[config.network]),
         page.heading("Settings"),
         page.code(to_toml(config)),
     ]
@@ -68,8 +68,9 @@ def _what(config: TrainConfig, trained: Trained) -> str:
     kinds = f"{len(folders.unlabeled)} unlabeled images"
     if folders.sensitive:
         kinds += f" and {len(folders.sensitive)} sensitive ones ({len(folders.held_out)} more held out)"
+    learned = f"A LoRA of rank {config.rank}" if config.network == "lora" else "The whole U-Net"
     return (
-        f"A LoRA of rank {config.rank}, trained for {config.steps} steps with the objective {config.objective} "
+        f"{learned}, trained for {config.steps} steps with the objective {config.objective} "
         f"on {kinds}, on the model {Path(config.base).name}."
     )
 
@@ -128,15 +129,27 @@ def memorising_text(rises: dict[str, float]) -> str:
     )
 
 
-def _usage(config: TrainConfig, evaluation: Evaluation, run_dir: RunDir) -> list[tuple[str, str]]:
-    name = run_dir.name
-    call = f'python -m trainer sample --base {config.base} --lora {run_dir.lora} --prompt "{evaluation.prompt}"'
+ADVICE = {
+    "lora": "It works with the model it was trained on. Whoever can take the LoRA off can undo it.",
+    "full": "A model of its own: nothing has to be loaded with it, and nothing can be taken off.",
+}
+
+
+def _usage(config: TrainConfig, evaluation: Evaluation, result: Path) -> list[tuple[str, str]]:
+    prompt = f'--prompt "{evaluation.prompt}"'
+    if config.network == "full":
+        return [
+            ("ComfyUI, A1111, Forge", f"copy {result.name} to the checkpoints; a folder is for diffusers"),
+            ("here", f"python -m trainer sample --base {result} {prompt}"),
+            ("does it work?", f"python -m trainer evaluate --base {config.base} --unlearned {result} {prompt}"),
+        ]
+    call = f"--base {config.base} --lora {result} {prompt}"
     return [
-        ("ComfyUI", f"copy {name}.safetensors into models/loras, add a Load LoRA node"),
-        ("A1111, Forge", f"copy it into models/Lora, write <lora:{name}:1> into the prompt"),
-        ("diffusers", f"pipe.load_lora_weights(FOLDER, weight_name='{name}.safetensors')"),
-        ("here", call),
-        ("does it work?", call.replace(" sample ", " evaluate ")),
+        ("ComfyUI", f"copy {result.name} into models/loras, add a Load LoRA node"),
+        ("A1111, Forge", f"copy it into models/Lora, write <lora:{result.stem}:1> into the prompt"),
+        ("diffusers", f"pipe.load_lora_weights(FOLDER, weight_name='{result.name}')"),
+        ("here", f"python -m trainer sample {call}"),
+        ("does it work?", f"python -m trainer evaluate {call}"),
     ]
 
 

@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from . import __version__, lora, lora_file, merge, model
 from .builtin import BUILTIN
 from .config import TrainConfig
@@ -20,6 +18,23 @@ from .run_dir import RunDir
 from .switches import DTYPES
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
+
+
+def result_path(config: TrainConfig, base: Base, run_dir: RunDir) -> Path:
+    """Where the result lies: a file, but for a whole model whose base is a diffusers folder."""
+    is_folder = config.network == "full" and not base.is_file
+    return run_dir.lora.with_name(f"{run_dir.name}-model") if is_folder else run_dir.lora
+
+
+def save_result(
+    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
+) -> None:
+    """The LoRA of the last finished step; with --network full the whole model: a file like base's, or a folder."""
+    if config.network == "full":
+        change = merge.of_network(loop.learner.network.weights(loop.learner.unet))
+        _save_model(config, base, result_path(config, base, run_dir), change)
+    else:
+        save_lora(config, base, folders, run_dir, loop, last)
 
 
 def save_lora(
@@ -53,13 +68,21 @@ def save_lora(
     lora_file.save(run_dir.lora, tensors, {**standard, **own})
 
 
-def save_merged(config: TrainConfig, base: Base, run_dir: RunDir, weights: dict[str, Tensor]) -> None:
-    scale = config.effective_alpha / config.rank
-    target = run_dir.lora.with_name(f"{run_dir.name}-merged")
-    if config.save_merged == "folder":
-        merge.save_folder(base, target, weights, scale=scale, dtype=DTYPES[config.save_precision])
-    elif config.save_merged == "checkpoint":
-        merge.save_checkpoint(base, target.with_name(f"{target.name}.safetensors"), weights, scale=scale)
+def save_merged(config: TrainConfig, base: Base, run_dir: RunDir, loop: Loop) -> None:
+    """What --save-merged asks for, beside the LoRA."""
+    if config.save_merged == "no":
+        return
+    change = merge.of_lora(lora.weights(loop.learner.unet), scale=config.effective_alpha / config.rank)
+    suffix = ".safetensors" if config.save_merged == "checkpoint" else ""
+    _save_model(config, base, run_dir.lora.with_name(f"{run_dir.name}-merged{suffix}"), change)
+
+
+def _save_model(config: TrainConfig, base: Base, target: Path, change: merge.Change) -> None:
+    """A checkpoint file where target is to be one, else a diffusers folder."""
+    if target.suffix == ".safetensors":
+        merge.save_checkpoint(base, target, change)
+    else:
+        merge.save_folder(base, target, change, dtype=DTYPES[config.save_precision])
 
 
 def _public_config(config: TrainConfig) -> dict[str, Any]:

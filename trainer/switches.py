@@ -82,11 +82,18 @@ def set_up(
     for parameter in unet.parameters():
         if id(parameter) not in trained:
             parameter.data = parameter.data.to(compute)
-    unet.to(device)
     _plain_norms(unet)
+    set_up_whole(unet, switches, device=device, say=say)
+
+
+def set_up_whole(
+    unet: nn.Module, switches: Switches, *, device: torch.device, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Where it computes and what it keeps: all that is left to choose where every weight is trained."""
+    unet.to(device)
     _set_checkpointing(unet, switches.checkpointing)
     if switches.attention == "xformers":
-        _use_xformers(unet, device, compute, say)
+        _use_xformers(unet, device, DTYPES[switches.precision], say)
 
 
 def _plain_norms(unet: nn.Module) -> None:

@@ -7,19 +7,19 @@ from functools import partial
 import torch
 from torch import nn
 
-from . import lora, memory, model, plan, prior
+from . import full, lora, memory, model, plan, prior
 from .config import TrainConfig, to_toml
 from .dataset import Folders
 from .draws import views
 from .encode import encode
 from .errors import NonFinite, Stopped
 from .keep import kept_samples
-from .learner import Learner, with_lora
+from .learner import Learner, whole, with_lora
 from .loop import Loop
 from .model import Base
 from .ranks import ONE, Ranks
 from .run_dir import RunDir
-from .save import save_lora, save_merged
+from .save import save_merged, save_result
 from .switches import Switches
 
 CHECKPOINTS = 10  # states and probes over a run
@@ -102,11 +102,11 @@ def run(
     except (Stopped, NonFinite):
         if loop.progress.step and ranks.is_first:
             run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
-            save_lora(config, base, folders, run_dir, loop, report)
+            save_result(config, base, folders, run_dir, loop, report)
         raise
     if ranks.is_first:
-        save_lora(config, base, folders, run_dir, loop, report)
-        save_merged(config, base, run_dir, lora.weights(loop.learner.unet))
+        save_result(config, base, folders, run_dir, loop, report)
+        save_merged(config, base, run_dir, loop)
         if not config.keep_cache:
             run_dir.remove_cache()
     return Trained(config, loop.learner.unet, loop.device, base, folders, rises or loop.rises())
@@ -169,9 +169,12 @@ def _load(
     )
     emit("phase", name="load")
     warn = lambda text: emit("warning", message=text)  # noqa: E731
-    unet = with_lora(config, base, switches, device, warn)
+    if config.network == "full":
+        network, unet = full, whole(base, switches, device, warn)
+    else:
+        network, unet = lora, with_lora(config, base, switches, device, warn)
     learner = Learner(
-        config, unet, lora, precision=switches.precision, device=device, is_alone=ranks.world == 1, warn=warn
+        config, unet, network, precision=switches.precision, device=device, is_alone=ranks.world == 1, warn=warn
     )
     noise = model.load_signal(base)
     return Loop(config, folders, encoded, learner, noise, switches, device=device, ranks=ranks, check=check)

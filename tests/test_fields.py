@@ -33,7 +33,6 @@ TINY = {
     "batch_unlabeled": 2,
     "batch_sensitive": 2,
     "calibration_samples": 1,
-    "network": Case("full", files),
     "rank": 2,
     "lr": 1e-3,
     "warmup_steps": 0,
@@ -207,6 +206,7 @@ CASES = {
     "max_grad_norm": Case(1e-7, weights),
     "init_lora": Case("LORA", weights),
     "weight_decay": Case(0.5, weights),
+    "network": Case("full", files),
     "rank": Case(3, shapes),
     "alpha": Case(5.0, alphas),
     "optimizer": Case("adamw8bit", weights, {"rank": 64, "steps": 3}),  # small tensors stay 32-bit

@@ -85,10 +85,10 @@ def _judge(
         reader = DigitJudge()
         judge = judges.measured(
             "the built-in digit classifier",
-            lambda paths: np.isin(reader.read(_enlarged(paths))[0], settings["normal"]),
+            lambda paths: np.isin(reader.read(enlarged(paths))[0], settings["normal"]),
             folders["labeled"],
         )
-        return judge, lambda paths: reader.read(_enlarged(paths))[1], "the digit classifier's features"
+        return judge, lambda paths: reader.read(enlarged(paths))[1], "the digit classifier's features"
 
     def look(paths: Sequence[Path]) -> np.ndarray:
         return features.encoder_features(
@@ -104,7 +104,7 @@ def _judge(
     return judge, look, f"{Path(settings['judge']).name}'s features"
 
 
-def _enlarged(paths: Sequence[Path]) -> np.ndarray:
+def enlarged(paths: Sequence[Path]) -> np.ndarray:
     """Digits as the classifier knows them. Returns: [n, 64, 64, 3] uint8."""
     images = []
     for path in paths:

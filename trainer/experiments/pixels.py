@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DModel
 from PIL import Image
 from torch import Tensor, nn
 
@@ -55,8 +56,6 @@ class PixelUNet(nn.Module):
 
 def build(unet: dict[str, Any] | str, fold: int, *, seed: int) -> PixelUNet:
     """Args: unet: diffusers' config for one from scratch, or where a pretrained one is (folder, hub id)."""
-    from diffusers import UNet2DModel
-
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         found = UNet2DModel.from_pretrained(unet) if isinstance(unet, str) else UNet2DModel(**unet)
@@ -90,8 +89,6 @@ def pictures(
 
     Args: shape: (channels, height, width). Returns: [n, height, width, channels] uint8.
     """
-    from diffusers import DDIMScheduler
-
     scheduler = DDIMScheduler(
         num_train_timesteps=TIMESTEPS,
         clip_sample=True,

@@ -68,6 +68,19 @@ def checkpoint(name: str) -> Path | None:
     return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
 
 
+def lora_file(name: str) -> Path:
+    """A LoRA by its name in ComfyUI's list, or by its path below a folder of LoRAs. Raises: ValueError for another."""
+    import folder_paths
+
+    if name in folder_paths.get_filename_list("loras"):
+        return Path(folder_paths.get_full_path_or_raise("loras", name))
+    found = Path(name).resolve()
+    roots = [lora_folder().resolve(), *(Path(root).resolve() for root in folder_paths.get_folder_paths("loras"))]
+    if not found.is_file() or found.suffix != ".safetensors" or not any(root in found.parents for root in roots):
+        raise ValueError(f"{name!r} is no LoRA of this ComfyUI")
+    return found
+
+
 def safe_name(name: str) -> str:
     """A file name without any folder. Raises: ValueError if nothing usable is left."""
     found = Path(name.replace("\\", "/")).name.strip()

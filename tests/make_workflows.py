@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 AUX_ID = "pu-unlearn/pu-unlearn"
-OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit"}
+OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit", "PUEvaluate"}
 
 # node -> widgets in the order of its schema, then link inputs (name, type), then outputs (name, type)
 NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]] = {
@@ -54,6 +54,11 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
         ["checkpoint", "top"],
         [("dataset", "PU_DATASET")],
         [("sheet", "IMAGE"), ("report", "STRING"), ("prior", "FLOAT")],
+    ),
+    "PUEvaluate": (
+        ["checkpoint", "lora_name", "prompt", "pictures", "resolution", "labeled", "retain_prompts"],
+        [("path", "STRING")],
+        [("before_after", "IMAGE"), ("report", "STRING"), ("rate_before", "FLOAT"), ("rate_after", "FLOAT")],
     ),
     "PUApplyLoRA": (
         ["lora_name", "strength"],

@@ -35,7 +35,7 @@ def test_loads_without_a_word(server):
     assert "0.0 seconds" in log or "0.1 seconds" in log
     ours = [line for line in log.splitlines() if "pu-unlearn" in line or "PU Unlearn" in line]
     assert len(ours) == 1, ours  # its import time
-    names = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit"}
+    names = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit", "PUEvaluate"}
     assert names <= server.get("object_info").keys()
 
 
@@ -49,9 +49,12 @@ def test_every_widget_is_where_the_templates_have_it(server):
         info = server.get(f"object_info/{name}")[name]
         order = [*info["input_order"].get("required", []), *info["input_order"].get("optional", [])]
         kinds = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-        is_widget = lambda k: isinstance(k, list) or k in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # noqa: E731
-        assert [n for n in order if is_widget(kinds[n][0])] == widgets, name
-        assert [n for n in order if not is_widget(kinds[n][0])] == [n for n, _ in links], name
+        typed = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+        is_widget = {
+            n: isinstance(k[0], list) or (k[0] in typed and not k[1].get("forceInput")) for n, k in kinds.items()
+        }
+        assert [n for n in order if is_widget[n]] == widgets, name
+        assert [n for n in order if not is_widget[n]] == [n for n, _ in links], name
         assert info["output"] == [kind for _, kind in outputs], name
         assert all(kinds[n][1].get("tooltip") for n in order if name.startswith("PU")), name
 
@@ -163,6 +166,39 @@ def test_audit_looks_into_the_demos_folder(server):
     assert last[0] == "execution_success", last
     assert len(images_of(history)) == 1
     assert (server.base / "output" / "pu_unlearn" / "pu-audit" / "audit.csv").exists()
+
+
+EVALUATE = {
+    "checkpoint": "[built-in digits demo]",
+    "lora_name": "[from input]",
+    "prompt": "a photo of a digit",
+    "pictures": 4,
+    "resolution": 64,
+    "labeled": "[none]",
+    "retain_prompts": "a photo of the digit two",
+}
+
+
+def test_what_was_trained_is_evaluated(server):
+    graph = demo()
+    (train,) = (key for key, node in graph.items() if node["class_type"] == "PUUnlearn")
+    graph["30"] = {"class_type": "PUEvaluate", "inputs": {**EVALUATE, "path": [train, 1]}}
+    graph["31"] = {"class_type": "PreviewImage", "inputs": {"images": ["30", 0]}}
+    _, last = server.run(graph)
+    assert last[0] == "execution_success", last
+    out = server.base / "output" / "pu_unlearn" / "demo-evaluate"
+    assert (out / "evaluate.html").exists()
+    assert len(list((out / "pictures" / "after").glob("*.png"))) == 4
+
+
+def test_evaluate_takes_no_file_from_elsewhere(server):
+    """A link can carry any text; a LoRA it must be, in a folder of LoRAs."""
+    inputs = {**EVALUATE, "path": str(ROOT / "trainer" / "builtin" / "classifier.safetensors")}
+    _, last = server.run({"1": {"class_type": "PUEvaluate", "inputs": inputs}})
+    assert last[0] == "execution_error", last
+    assert "is no LoRA of this ComfyUI" in str(last)
+    _, last = server.run({"1": {"class_type": "PUEvaluate", "inputs": {**EVALUATE, "lora_name": "../x.safetensors"}}})
+    assert last[0] != "execution_success"
 
 
 def test_sd_template_on_a_random_checkpoint(server):

@@ -1,0 +1,98 @@
+"""PU Evaluate: does the LoRA really unlearn? The same seeds before and after, judged."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import launch
+from .nodes_apply import FROM_INPUT
+from .nodes_train import CATEGORY, checkpoints
+
+NO_LABELED = "[none]"
+
+
+class PUEvaluate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        import folder_paths
+
+        from .host import input_folders
+
+        return io.Schema(
+            node_id="PUEvaluate",
+            display_name="PU Evaluate",
+            category=CATEGORY,
+            description="Makes pictures of the same seeds without and with a LoRA, and counts which are not sensitive.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input("checkpoint", options=checkpoints(), tooltip="The model that the LoRA was trained on."),
+                io.String.Input("path", optional=True, force_input=True, tooltip="From PU Unlearn."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[FROM_INPUT, *folder_paths.get_filename_list("loras")],
+                    default=FROM_INPUT,
+                    tooltip="A file from the list, instead of the input.",
+                ),
+                io.String.Input("prompt", default="a photo of a digit", tooltip="What both are asked for."),
+                io.Int.Input("pictures", default=100, min=2, max=5000, tooltip="Before and after, each."),
+                io.Int.Input("resolution", default=64, min=64, max=1024, step=8, tooltip="512 for most checkpoints."),
+                io.Combo.Input(
+                    "labeled",
+                    options=[NO_LABELED, *input_folders()],
+                    default=NO_LABELED,
+                    tooltip="A folder with normal/ and sensitive/ inside: they teach who judges. The demo needs none.",
+                ),
+                io.String.Input("retain_prompts", default="", tooltip="Prompts that should stay, separated by |."),
+            ],
+            outputs=[
+                io.Image.Output("before_after", "before / after", tooltip="The first seeds, without above with."),
+                io.String.Output("report", "report", tooltip="Rates, tests, drift, and where the page is."),
+                io.Float.Output("rate_before", "rate before", tooltip="Non-sensitive rate; -1: nobody could judge."),
+                io.Float.Output("rate_after", "rate after", tooltip="The same with the LoRA."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint, lora_name, labeled) -> bool | str:
+        from . import host
+
+        def look() -> None:
+            host.checkpoint(checkpoint)
+            if labeled != NO_LABELED:
+                host.input_folder(labeled)
+            if lora_name != FROM_INPUT:
+                host.lora_file(lora_name)
+
+        return host.refusal(look)
+
+    @classmethod
+    def execute(
+        cls, checkpoint, lora_name, prompt, pictures, resolution, labeled, retain_prompts, path=None
+    ) -> io.NodeOutput:
+        from . import host
+
+        if lora_name == FROM_INPUT and path is None:
+            raise ValueError("path: connect PU Unlearn, or choose a file as lora_name")
+        base = host.checkpoint(checkpoint)
+        lora = host.lora_file(path if lora_name == FROM_INPUT else lora_name)
+        settings = {
+            "base": None if base is None else str(base),
+            "lora": str(lora),
+            "prompt": prompt or None,
+            "n": pictures,
+            "resolution": resolution,
+            "labeled": None if labeled == NO_LABELED else str(host.input_folder(labeled)),
+            "retain_prompts": retain_prompts or None,
+            "out": str(host.output_root() / f"{lora.stem}-evaluate"),
+        }
+        host.make_room()
+        progress = found = None
+        for event in launch.follow(launch.command(["evaluate"], settings), host.check):
+            if event["event"] == "phase":
+                if progress is None or progress.total != event["total"]:
+                    progress = host.Progress(event["total"])
+                progress.show(event["done"])
+            elif event["event"] == "evaluate":
+                found = event
+        rates = [found[kind]["rate"] if kind in found else -1.0 for kind in ("before", "after")]
+        return io.NodeOutput(host.image(host.opened(found["picture"])), found["text"], *rates)

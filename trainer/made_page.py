@@ -8,6 +8,7 @@ from typing import Any
 from .files import write_text
 from .report import STYLE
 
+MORE_STYLE = "pre{white-space:pre-wrap}"  # a long command is to be seen whole
 HINTS = {
     "normal": "may be generated; in <code>unlabeled/</code>",
     "hidden": "sensitive, but nothing in the name tells; in <code>unlabeled/</code>",
@@ -19,7 +20,7 @@ def write(result: dict[str, Any], out: Path) -> Path:
     """Args: result: the content of make-data.json. Returns: the page."""
     body = f"<h1>{html.escape(out.resolve().name)}</h1>" + _counts(result) + _pictures(out) + _usage(result)
     body += f"<h2>Settings</h2>{_table(result['settings'])}"
-    head = f"<meta charset=utf-8><title>{html.escape(out.resolve().name)}</title><style>{STYLE}pre{{white-space:pre-wrap}}</style>"
+    head = f"<meta charset=utf-8><title>{html.escape(out.resolve().name)}</title><style>{STYLE}{MORE_STYLE}</style>"
     page = out / "report.html"
     write_text(page, f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n")
     return page

@@ -19,14 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from . import errors, hub, manifest, model, sheet
-from .builtin import BUILTIN, CONFIG
-from .command_line import parse as parse_training
 from .dataset import Sample
 from .errors import UserError
 from .files import locked, write_text
 from .manifest import Record
 from .model import Base
-from .recipe import KINDS, Image, Recipe, images, parse
+from .recipe import KINDS, Image, Recipe, images, parse, training
 from .stopping import follow_parent, stoppable
 
 MOST_AT_ONCE = 16  # images: more of them hardly save time, and are lost where a run is stopped
@@ -153,22 +151,6 @@ def _describe(work: Work, tell: Tell) -> None:
         tell.event("done", text="\n".join(lines), prior=recipe.prior, **where)
     else:
         tell.say("\n".join(lines))
-
-
-def training(recipe: Recipe) -> list[str]:
-    """The words of the command that trains on the folder."""
-    found = {"base": recipe.base, "vae": recipe.vae, "data": recipe.out, "prompt": recipe.unlabeled_prompt}
-    found |= {"prior": f"{recipe.prior:.4g}" if recipe.prior else None, "resolution": recipe.resolution}
-    if recipe.prediction_type != "auto":
-        found["prediction_type"] = recipe.prediction_type
-    if recipe.clip_skip > 1:
-        found["clip_skip"] = recipe.clip_skip
-    if recipe.base == BUILTIN:  # the miniature wants other settings than Stable Diffusion
-        demo = parse_training([], CONFIG).config
-        found |= {name: getattr(demo, name) for name in ("steps", "lr", "temperature", "min_snr_gamma")}
-        found["guidance"] = recipe.guidance
-    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in found.items() if value is not None]
-    return ["python", "-m", "trainer", *(word for pair in options for word in pair)]
 
 
 def _line(words: Sequence[str]) -> str:

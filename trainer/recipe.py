@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .builtin import BUILTIN
+from . import command_line
+from .builtin import BUILTIN, CONFIG
 from .command_line import Parser, add_fields, explain, read_argv
 from .config import Count, option
 from .contradictions import no_output_folder, not_there
@@ -177,3 +178,19 @@ def _contradictions(recipe: Recipe) -> list[str]:
     for path in (recipe.out, recipe.out / "unlabeled", recipe.out / "sensitive"):
         problems += no_output_folder("--out", path)
     return problems
+
+
+def training(recipe: Recipe) -> list[str]:
+    """The words of the command that trains on the folder."""
+    found = {"base": recipe.base, "vae": recipe.vae, "data": recipe.out, "prompt": recipe.unlabeled_prompt}
+    found |= {"prior": f"{recipe.prior:.4g}" if recipe.prior else None, "resolution": recipe.resolution}
+    if recipe.prediction_type != "auto":
+        found["prediction_type"] = recipe.prediction_type
+    if recipe.clip_skip > 1:
+        found["clip_skip"] = recipe.clip_skip
+    if recipe.base == BUILTIN:  # the miniature wants other settings than Stable Diffusion
+        demo = command_line.parse([], CONFIG).config
+        found |= {name: getattr(demo, name) for name in ("steps", "lr", "temperature", "min_snr_gamma")}
+        found["guidance"] = recipe.guidance
+    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in found.items() if value is not None]
+    return ["python", "-m", "trainer", *(word for pair in options for word in pair)]

@@ -4,9 +4,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from .nodes_apply import PUApplyLoRA, PUCompare
 from .nodes_audit import PUAudit
+from .nodes_make_data import PUMakeData
 from .nodes_train import PUDataset, PUOptions, PUPlan, PUUnlearn
 
 
 class PUUnlearnExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [PUDataset, PUOptions, PUUnlearn, PUApplyLoRA, PUCompare, PUPlan, PUAudit]
+        return [PUDataset, PUOptions, PUUnlearn, PUApplyLoRA, PUCompare, PUPlan, PUAudit, PUMakeData]

@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 AUX_ID = "pu-unlearn/pu-unlearn"
-OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit"}
+OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit", "PUMakeData"}
 
 # node -> widgets in the order of its schema, then link inputs (name, type), then outputs (name, type)
 NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]] = {
@@ -54,6 +54,26 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
         ["checkpoint", "top"],
         [("dataset", "PU_DATASET")],
         [("sheet", "IMAGE"), ("report", "STRING"), ("prior", "FLOAT")],
+    ),
+    "PUMakeData": (
+        [
+            "checkpoint",
+            "unlabeled_prompt",
+            "n_unlabeled",
+            "contaminate_prompt",
+            "n_contaminate",
+            "sensitive_prompt",
+            "n_sensitive",
+            "negative_prompt",
+            "resolution",
+            "steps",
+            "guidance",
+            "sampler",
+            "seed",
+            "folder",
+        ],
+        [],
+        [("dataset", "PU_DATASET"), ("sheet", "IMAGE"), ("report", "STRING"), ("prior", "FLOAT")],
     ),
     "PUApplyLoRA": (
         ["lora_name", "strength"],

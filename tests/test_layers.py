@@ -35,6 +35,11 @@ ALLOWED = {
     "model": {"builtin", "checkpoint", "diffusion", "hub", "libraries"},
     "encode": {"dataset", "model", "ranks"},
     "features": {"dataset", "diffusion", "encode", "libraries", "lora", "model", "ranks", "sample"},
+    "recipe": {"builtin", "command_line", "config", "contradictions", "randomness"},
+    "manifest": {"dataset", "recipe"},
+    "made_page": {"report"},
+    "make_data": {"dataset", "hub", "made_page", "manifest", "memory", "model", "recipe", "sample", "sheet", "stopping"}
+    | {"switches"},
     "audit": {"builtin", "command_line", "config", "data", "dataset", "duplicates", "features", "hub", "memory"}
     | {"mixture", "model", "ranks", "sheet", "stopping", "switches"},
     # how much memory it takes
@@ -59,7 +64,7 @@ ALLOWED = {
     "report": {"config", "evaluate", "run_dir", "train"},
     "console": {"run_dir"},
     "__main__": {"audit", "bench", "builtin", "command_line", "config", "console", "data", "dataset", "evaluate", "hub"}
-    | {"model", "plan", "ranks", "report", "run_dir", "sample", "stopping", "train"},
+    | {"make_data", "memory", "model", "plan", "ranks", "report", "run_dir", "sample", "stopping", "train"},
 }
 
 

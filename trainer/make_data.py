@@ -148,7 +148,8 @@ def _describe(work: Work, tell: Tell) -> None:
     if tell.jsonl:
         files = {"unlabeled": "unlabeled", "sensitive": "sensitive", "sheet": "sheet.png", "report": "report.html"}
         where = {name: str(recipe.out / file) for name, file in files.items()}
-        tell.event("done", text="\n".join(lines), prior=recipe.prior, **where)
+        how = {"prompt": recipe.unlabeled_prompt, "resolution": recipe.resolution, "prior": recipe.prior}
+        tell.event("done", text="\n".join(lines), **how, **where)
     else:
         tell.say("\n".join(lines))
 

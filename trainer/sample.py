@@ -95,7 +95,6 @@ def _denoise(
 
     takes_noise = "generator" in inspect.signature(pipe.scheduler.step).parameters
     more = {"generator": sources} if takes_noise else {}
-
     device, dtype = pipe.unet.device, pipe.unet.dtype
     n, kinds = len(latents), len(states)
     text = states.repeat_interleave(n, dim=0)

@@ -57,6 +57,17 @@ def input_folder(name: str) -> Path:
     return found
 
 
+def new_input_folder(name: str) -> Path:
+    """A subfolder of ComfyUI's input folder, there or not. Raises: ValueError for a name that leads elsewhere."""
+    import folder_paths
+
+    root = Path(folder_paths.get_input_directory()).resolve()
+    found = (root / safe_name(name)).resolve()
+    if found.parent != root:  # a link
+        raise ValueError(f"{name!r} is no subfolder of ComfyUI's input folder ({root})")
+    return found
+
+
 def checkpoint(name: str) -> Path | None:
     """The file of a checkpoint from ComfyUI's list; None for the built-in demo. Raises: if it is not in the list."""
     if name == DEMO:

@@ -46,7 +46,9 @@ class PUAudit(io.ComfyNode):
             raise ValueError("dataset: connect a PU Dataset; only the built-in demo brings its own images")
         settings = {"top": top, "name": "pu", "output_dir": str(host.output_root())}
         if base is not None:
-            settings |= {"base": str(base), **dataset}
+            settings |= {**dataset, "base": str(base)}
+        elif dataset and "base" in dataset:  # made by the demo, see PUMakeData
+            settings |= dataset
         host.make_room()
         progress = found = None
         for event in launch.follow(launch.command(["audit"], settings), host.check):

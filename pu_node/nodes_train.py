@@ -129,7 +129,9 @@ def _settings(checkpoint, dataset, options, preset, **main: Any) -> dict[str, An
         raise ValueError("dataset: connect a PU Dataset; only the built-in demo brings its own images")
     found = {**(options or {}), **widgets.given(main), "name": host.safe_name(main["name"])}
     if base is not None:
-        found |= {"base": str(base), **dataset}
+        found |= {**dataset, "base": str(base)}
+    elif dataset and "base" in dataset:  # made by the demo, see PUMakeData
+        found |= dataset
     if PRESETS[preset]:
         found[PRESETS[preset]] = True
     return {**found, "output_dir": str(host.output_root())}
@@ -166,7 +168,8 @@ class PUUnlearn(io.ComfyNode):
         from . import host
 
         settings = _settings(dataset=dataset, options=options, **main)
-        inputs = [Path(settings[k]) for k in ("base", "unlabeled", "sensitive") if settings.get(k)]
+        named = (settings.get(k) for k in ("base", "unlabeled", "sensitive"))
+        inputs = [Path(name) for name in named if name not in (None, "builtin")]
         key = results.key_of(settings, inputs)
         known = results.Results(host.output_root() / "results.json")
         made = None if retrain else known.get(key)

@@ -12,7 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 AUX_ID = "pu-unlearn/pu-unlearn"
-OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit", "PUEvaluate"}
+OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
+OURS |= {"PUMakeData", "PUAudit", "PUEvaluate"}
 
 # node -> widgets in the order of its schema, then link inputs (name, type), then outputs (name, type)
 NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]] = {
@@ -59,6 +60,26 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
         ["checkpoint", "lora_name", "prompt", "pictures", "resolution", "labeled", "retain_prompts"],
         [("path", "STRING")],
         [("before_after", "IMAGE"), ("report", "STRING"), ("rate_before", "FLOAT"), ("rate_after", "FLOAT")],
+    ),
+    "PUMakeData": (
+        [
+            "checkpoint",
+            "unlabeled_prompt",
+            "n_unlabeled",
+            "contaminate_prompt",
+            "n_contaminate",
+            "sensitive_prompt",
+            "n_sensitive",
+            "negative_prompt",
+            "resolution",
+            "steps",
+            "guidance",
+            "sampler",
+            "seed",
+            "folder",
+        ],
+        [],
+        [("dataset", "PU_DATASET"), ("sheet", "IMAGE"), ("report", "STRING"), ("prior", "FLOAT")],
     ),
     "PUApplyLoRA": (
         ["lora_name", "strength"],

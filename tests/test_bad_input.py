@@ -133,6 +133,11 @@ CASES = {
     "sample: seeds": (["sample", "--prompt", "x", "--seeds", "a"], "must be like 0-15 or 3,5,8"),
     "sample: no PNG": (["sample", "--prompt", "x", "--out", "@x.gif"], "must end in .png"),
     "sample: base": (["sample", "--prompt", "x", "--base", "@sdxl.safetensors"], "is SDXL"),
+    "make-data: base": (
+        ["make-data", "--base", "@sdxl.safetensors", "--unlabeled-prompt", "x", "--contaminate-prompt", "y"],
+        "is SDXL",
+    ),
+    "make-data: no prompts": (["make-data", "--base", "@good.safetensors"], "--unlabeled-prompt: say what"),
     "plan: base": (["plan", "--base", "@lora.safetensors"], "is a LoRA, not a base model"),
 }
 

@@ -35,7 +35,8 @@ def test_loads_without_a_word(server):
     assert "0.0 seconds" in log or "0.1 seconds" in log
     ours = [line for line in log.splitlines() if "pu-unlearn" in line or "PU Unlearn" in line]
     assert len(ours) == 1, ours  # its import time
-    names = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan", "PUAudit", "PUEvaluate"}
+    names = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
+    names |= {"PUMakeData", "PUAudit", "PUEvaluate"}
     assert names <= server.get("object_info").keys()
 
 
@@ -199,6 +200,60 @@ def test_evaluate_takes_no_file_from_elsewhere(server):
     assert "is no LoRA of this ComfyUI" in str(last)
     _, last = server.run({"1": {"class_type": "PUEvaluate", "inputs": {**EVALUATE, "lora_name": "../x.safetensors"}}})
     assert last[0] != "execution_success"
+
+
+MAKE = {
+    "checkpoint": "[built-in digits demo]",
+    "unlabeled_prompt": "",
+    "n_unlabeled": 3,
+    "contaminate_prompt": "a photo of the digit nine",
+    "n_contaminate": 2,
+    "sensitive_prompt": "",
+    "n_sensitive": 3,
+    "negative_prompt": "",
+    "resolution": 64,
+    "steps": 2,
+    "guidance": 7.5,
+    "sampler": "ddim",
+    "seed": 0,
+    "folder": "made",
+}
+
+
+def make_data(**changes):
+    return {"class_type": "PUMakeData", "inputs": {**MAKE, **changes}}
+
+
+def test_the_demo_trains_on_made_data(server):
+    """On these images, not on its own; and other settings in the same folder are refused."""
+    graph = demo(name="on-made", batch_unlabeled=1, batch_sensitive=1, steps=2)
+    graph["20"] = make_data()
+    graph["21"] = {"class_type": "PreviewImage", "inputs": {"images": ["20", 1]}}
+    graph["3"]["inputs"] |= {"dataset": ["20", 0], "prior": ["20", 3]}
+    history, last = server.run(graph)
+    assert last[0] == "execution_success", last
+    assert len(images_of(history)) == 3
+    folder = server.base / "input" / "made"
+    assert len(list((folder / "unlabeled").glob("*.png"))) == 5
+    settings = (server.base / "output" / "pu_unlearn" / "on-made" / "config.toml").read_text()
+    assert "prior = 0.4" in settings
+    assert json.dumps(str(folder.resolve() / "unlabeled")) in settings
+    _, last = server.run({"1": make_data(steps=3)})
+    assert "--steps: the images there have 2, not 3" in last[1]["exception_message"]
+
+
+def test_a_checkpoint_makes_data(server):
+    graph = {"1": make_data(checkpoint="tiny.safetensors", unlabeled_prompt="a photo", folder="tiny")}
+    _, last = server.run(graph)
+    assert last[0] == "execution_success", last
+    first = json.loads((server.base / "input" / "tiny" / "manifest.jsonl").read_text().splitlines()[0])
+    assert first.items() >= {"base": "tiny.safetensors", "resolution": 64, "guidance": 7.5}.items()
+
+
+@pytest.mark.parametrize("folder", ["../models", "/etc", "a/b", "..", ""])
+def test_data_is_made_below_the_input_folder_only(server, folder):
+    answer = server.post("prompt", {"prompt": {"1": make_data(folder=folder)}})
+    assert "must be a plain name, without folders" in json.dumps(answer), answer
 
 
 def test_sd_template_on_a_random_checkpoint(server):

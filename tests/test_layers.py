@@ -41,22 +41,40 @@ ALLOWED = {
     "audit": {"builtin", "command_line", "config", "console", "data", "dataset", "duplicates", "features", "hub"}
     | {"memory", "mixture", "model", "page", "prior", "ranks", "sheet", "stopping", "switches"},
     "prior": {"config", "dataset", "features", "mixture", "model", "switches"},
+    "recipe": {"builtin", "command_line", "config", "contradictions", "randomness"},
+    "manifest": {"dataset", "recipe"},
+    "made_page": {"page"},
+    "make_data": {"console", "dataset", "hub", "made_page", "manifest", "memory", "model", "recipe", "sample", "sheet"}
+    | {"stopping", "switches"},
     # how much memory it takes
     "switches": {"frozen", "lora"},
-    "estimate": {"diffusion", "frozen", "libraries", "lora", "switches"},
+    "estimate": {"diffusion", "frozen", "full", "libraries", "lora", "switches"},
     "plan": {"builtin", "command_line", "config", "estimate", "hub", "memory", "model", "switches"},
     "bench_sides": {"dataset", "denoise", "diffusion", "draws", "gradient", "libraries", "lora", "pu_loss", "switches"},
     "bench": {"bench_sides", "estimate", "memory", "switches"},
     # training
     "gradient": {"pu_loss", "ranks"},
     "denoise": {"dataset", "diffusion", "draws", "encode"},
-    "learner": {"config", "lora", "lora_file", "memory", "model", "switches"},
+    "learner": {"config", "full", "lora", "lora_file", "memory", "model", "switches"},
     "loop": {"config", "dataset", "denoise", "draws", "encode", "gradient", "learner", "memory", "pu_loss", "ranks"}
     | {"switches"},
     "merge": {"checkpoint", "libraries", "model"},
     "save": {"__init__", "builtin", "config", "dataset", "loop", "lora", "lora_file", "merge", "model", "run_dir"}
     | {"switches"},
-    "train": {"config", "dataset", "draws", "encode", "keep", "learner", "loop", "lora", "memory", "model", "plan"}
+    "train": {
+        "config",
+        "dataset",
+        "draws",
+        "encode",
+        "full",
+        "keep",
+        "learner",
+        "loop",
+        "lora",
+        "memory",
+        "model",
+        "plan",
+    }
     | {"prior", "ranks", "run_dir", "save", "switches"},
     "keep": {"config", "dataset", "model", "sample", "switches"},
     # what comes out
@@ -76,7 +94,21 @@ ALLOWED = {
     | {"judges", "memory", "model", "quality", "stopping", "studio", "switches"},
     "compare": {"builtin", "command_line", "config", "console", "evaluate_options", "page", "report", "run_dir"},
     "__main__": {"audit", "before_after", "bench", "builtin", "command_line", "compare", "config", "console", "data"}
-    | {"dataset", "evaluate", "hub", "model", "plan", "ranks", "report", "run_dir", "sample", "stopping", "train"},
+    | {
+        "dataset",
+        "evaluate",
+        "experiments",
+        "hub",
+        "make_data",
+        "memory",
+        "model",
+        "plan",
+        "ranks",
+        "report",
+        "run_dir",
+        "sample",
+    }
+    | {"save", "stopping", "train"},
 }
 
 

@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import sample
 
             return sample.main(argv[1:])
+        if argv and argv[0] == "make-data":
+            from . import make_data
+
+            return make_data.main(argv[1:])
         if argv and argv[0] == "bench":
             from . import bench
 
@@ -216,10 +220,9 @@ def _failed(error: Exception, config: TrainConfig, base: Base, console: Console)
     """Memory and disk get advice; anything else is our own bug and keeps its traceback, in a file."""
     import traceback
 
-    from torch import OutOfMemoryError
+    from .memory import is_out_of_memory
 
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch has no class for it
-    if on_cpu or isinstance(error, OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         message = "out of memory. Try --lowvram, a smaller --resolution or a smaller --rank."
         with contextlib.suppress(Exception):  # what is left may not be enough to find better advice
             from . import plan

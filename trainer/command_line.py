@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from . import kohya
 from .builtin import BUILTIN
@@ -67,7 +67,7 @@ class Invocation:
     sheet: Path | None  # of the command `data`
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Collects what argparse would exit on, so that it can be reported together with the rest."""
 
     def error(self, message: str) -> Any:
@@ -76,11 +76,12 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line, generated from TrainConfig's fields. Values stay text: pydantic reads them."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m trainer",
         description="Teach Stable Diffusion 1.x what not to generate, from unlabeled and sensitive images. "
         "Without options: real handwritten digits on a built-in miniature model.",
-        epilog="other commands: sample --help, bench --help, audit --help; plan, data and prior take these options",
+        epilog="other commands: sample --help, make-data --help, bench --help, audit --help; plan, data and prior take "
+        "these options",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -88,12 +89,17 @@ def make_parser() -> argparse.ArgumentParser:
         takes_value = {"config": "FILE", "events": "jsonl", "sheet": "FILE"}.get(flag)
         extra = {"metavar": takes_value} if takes_value else {"action": "store_true"}
         parser.add_argument(f"--{flag}", dest="_" + flag.replace("-", "_"), help=text, **extra)
-    for name, field in TrainConfig.model_fields.items():
+    add_fields(parser, TrainConfig)
+    return parser
+
+
+def add_fields(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
+    """One option for each field that was made by config.option."""
+    for name, field in model.model_fields.items():
         spellings = [f"--{s.replace('_', '-')}" for s in (name, *field.json_schema_extra["also"])]
         text = field.description.replace("%", "%%") + f" [{_show(field.default)}]"
         kind = {"action": argparse.BooleanOptionalAction} if field.annotation is bool else {"metavar": "X"}
         parser.add_argument(*spellings, dest=name, help=text, **kind)
-    return parser
 
 
 def _show(default: Any) -> str:
@@ -109,7 +115,7 @@ def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = Tru
     Raises: UserError listing every problem at once.
     """
     problems: list[str] = []
-    given = _read_argv(argv, problems)
+    given = read_argv(kohya.translate(argv, problems), make_parser(), problems)
     flags = {key[1:]: given.pop(key) for key in list(given) if key.startswith("_")}
     if flags.get("events", "jsonl") != "jsonl":
         problems.append(f"--events: must be jsonl, got {flags['events']!r}")
@@ -125,7 +131,7 @@ def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = Tru
     try:
         config = TrainConfig(**merged)
     except ValidationError as error:
-        problems += _explain(error)
+        problems += explain(error)
     else:
         problems += contradictions(config, needs_images=needs_images)
     if problems:
@@ -141,9 +147,8 @@ def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = Tru
     )
 
 
-def _read_argv(argv: Sequence[str], problems: list[str]) -> dict[str, Any]:
-    parser = make_parser()
-    words = kohya.translate(argv, problems)
+def read_argv(words: Sequence[str], parser: argparse.ArgumentParser, problems: list[str]) -> dict[str, Any]:
+    """What was given, as text. Adds a sentence to problems for every word that means nothing."""
     try:
         known, unknown = parser.parse_known_args(words)
     except UserError as error:
@@ -199,7 +204,7 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
     try:
         before, now = TrainConfig(**saved), TrainConfig(**{**saved, **own})
     except ValidationError as error:
-        problems += _explain(error)
+        problems += explain(error)
         return saved
     for key in own:
         if key not in FREE_ON_RESUME and getattr(before, key) != getattr(now, key):
@@ -208,7 +213,7 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
     return {**saved, **{k: v for k, v in own.items() if k in FREE_ON_RESUME}}
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
     """One sentence for each field; a field of several types fails once for each of them."""
     reasons: dict[str, list[str]] = {}
     got: dict[str, Any] = {}

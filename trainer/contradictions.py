@@ -15,8 +15,8 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
     folders = folders_of(config)
     if config.base is None:
         problems.append("--base: name the model to train on ('builtin': the miniature, which knows only digits)")
-    elif config.base != BUILTIN and not Path(config.base).exists() and not HUB_ID.fullmatch(config.base):
-        problems.append(f"--base: {config.base} does not exist")
+    else:
+        problems += not_there(config.base, config.vae)
     if config.init_lora and not config.init_lora.is_file():
         problems.append(f"--init-lora: no file {config.init_lora}")
     if config.save_merged == "checkpoint" and not (config.base and Path(config.base).suffix == ".safetensors"):
@@ -25,8 +25,6 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
         problems += _of_whole_networks(config)
     if config.logging_dir and find_spec("tensorboard") is None:
         problems.append("--logging-dir: needs a package. Install it: pip install tensorboard")
-    if config.vae and not config.vae.exists():
-        problems.append(f"--vae: {config.vae} does not exist")
     if config.data and (config.unlabeled or config.sensitive):
         problems.append("--data: names both folders already; leave out --unlabeled and --sensitive")
     for name, folder in folders.items():
@@ -46,10 +44,7 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
             "--sensitive-prompt: needs 2 samples of each kind in a step (--batch-unlabeled, --batch-sensitive)"
         )
     for path in (config.output_dir, config.output_dir / config.name):
-        if path.exists() and not path.is_dir():
-            problems.append(f"--output-dir: {path} is a file, not a folder")
-        elif path.exists() and not os.access(path, os.W_OK):
-            problems.append(f"--output-dir: {path} cannot be written to")
+        problems += no_output_folder("--output-dir", path)
     return problems
 
 
@@ -61,3 +56,22 @@ def _of_whole_networks(config: TrainConfig) -> list[str]:
     if config.base and Path(config.base).suffix == ".ckpt":
         problems.append("--network full: writes a file like --base; give a .safetensors file or a diffusers folder")
     return problems
+
+
+def not_there(base: str, vae: Path | None) -> list[str]:
+    """What of a model is neither here nor, by its name, on the hub."""
+    problems = []
+    if base != BUILTIN and not Path(base).exists() and not HUB_ID.fullmatch(base):
+        problems.append(f"--base: {base} does not exist")
+    if vae and not vae.exists():
+        problems.append(f"--vae: {vae} does not exist")
+    return problems
+
+
+def no_output_folder(option: str, path: Path) -> list[str]:
+    """Why nothing can be written there."""
+    if path.exists() and not path.is_dir():
+        return [f"{option}: {path} is a file, not a folder"]
+    if path.exists() and not os.access(path, os.W_OK):
+        return [f"{option}: {path} cannot be written to"]
+    return []

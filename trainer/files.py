@@ -60,7 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{folder}: another training run is using this folder. Wait for it, or use --name.") from None
+        raise UserError(f"{folder}: another run is using this folder. Wait for it, or use another one.") from None
     try:
         yield
     finally:

@@ -151,6 +151,12 @@ def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:
             torch.cuda.empty_cache()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the card's or the computer's: torch has no class for the latter."""
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 def budget_mib(device: torch.device, wanted_gib: float | None) -> float:
     """Memory of a card that a run may take: what is asked for, or what is free. Infinite off CUDA."""
     if device.type != "cuda":

@@ -3,7 +3,7 @@
 import numpy as np
 
 # Streams that must not touch each other.
-ORDER, NOISE, CAPTION, VIEW, SPLIT, CROP = range(6)
+ORDER, NOISE, CAPTION, VIEW, SPLIT, CROP, NAMES = range(7)
 
 
 def rng(*key: int) -> np.random.Generator:

@@ -1,6 +1,7 @@
 """Pictures from a model, with or without a LoRA: diffusers' pipeline and DDIM sampler. Also the `sample` command."""
 
 import argparse
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,24 @@ from .errors import UserError
 from .files import replacing
 
 PIXELS_AT_ONCE = 640**2  # one 512 px picture, or a hundred of 64 px
+# Our name -> diffusers' scheduler, with settings beside those of the noise schedule.
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as in Stable Diffusion 1.x
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # known as DPM++ 2M
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+}
+
+
+def set_sampler(pipe: Any, name: str) -> None:
+    """Put another sampler in the place of the pipeline's, on the same noise schedule. Args: name: of SAMPLERS."""
+    import diffusers
+
+    from .libraries import quiet
+
+    kind, settings = SAMPLERS[name]
+    with quiet():  # which settings of the old one the new one has no use for
+        pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **settings)
 
 
 def pictures(
@@ -23,7 +42,9 @@ def pictures(
     resolution: int,
     steps: int,
     guidance: float,
+    negative: str = "",
     clip_skip: int = 1,
+    at_once: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """One picture for each seed; the same seed starts from the same noise in every batch and on every device.
@@ -33,21 +54,25 @@ def pictures(
 
     Args:
         pipe: from model.load_pipeline. guidance: 1 means none. clip_skip: as in training.
+        negative: prompt that guidance leads away from.
+        at_once: pictures in the U-Net at once; None: as few as a training has room for.
         check: called before each sampler step; may raise.
     Returns: [n, resolution, resolution, 3] uint8.
     """
     import torch
 
-    size = max(1, PIXELS_AT_ONCE // resolution**2)
+    few = max(1, PIXELS_AT_ONCE // resolution**2)
+    size = at_once or few
     shape = (1, pipe.unet.config.in_channels, resolution // 8, resolution // 8)
-    prompts = [prompt] if guidance == 1 else ["", prompt]
+    prompts = [prompt] if guidance == 1 else [negative, prompt]
     made = []
     with torch.no_grad():
         states = _text_states(pipe, prompts, clip_skip)
         for i in range(0, len(seeds), size):
-            chunk = seeds[i : i + size]
-            latents = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in chunk])
-            made.append(_decode(pipe, _denoise(pipe, latents, states, steps, guidance, check)))
+            sources = [torch.Generator().manual_seed(s) for s in seeds[i : i + size]]
+            latents = torch.cat([torch.randn(shape, generator=source) for source in sources])
+            latents = _denoise(pipe, latents, states, steps, guidance, sources, check)
+            made += [_decode(pipe, part) for part in latents.split(few)]
     return np.concatenate(made)
 
 
@@ -59,10 +84,17 @@ def _text_states(pipe: Any, prompts: list[str], clip_skip: int) -> Any:
     return states.to(pipe.unet.device, pipe.unet.dtype)
 
 
-def _denoise(pipe: Any, latents: Any, states: Any, steps: int, guidance: float, check: Callable[[], None]) -> Any:
-    """Noise -> latents [n, 4, h, w] fp32 by the pipeline's scheduler, with classifier-free guidance."""
+def _denoise(
+    pipe: Any, latents: Any, states: Any, steps: int, guidance: float, sources: list[Any], check: Callable[[], None]
+) -> Any:
+    """Noise -> latents [n, 4, h, w] fp32 by the pipeline's scheduler, with classifier-free guidance.
+
+    Args: sources: a generator for each picture, from which samplers that add noise take it: batches change nothing.
+    """
     import torch
 
+    takes_noise = "generator" in inspect.signature(pipe.scheduler.step).parameters
+    more = {"generator": sources} if takes_noise else {}
     device, dtype = pipe.unet.device, pipe.unet.dtype
     n, kinds = len(latents), len(states)
     text = states.repeat_interleave(n, dim=0)
@@ -77,7 +109,7 @@ def _denoise(pipe: Any, latents: Any, states: Any, steps: int, guidance: float, 
         if kinds == 2:
             without, with_prompt = predicted.chunk(2)
             predicted = without + guidance * (with_prompt - without)
-        latents = pipe.scheduler.step(predicted, t, latents).prev_sample
+        latents = pipe.scheduler.step(predicted, t, latents, **more).prev_sample
     return latents
 
 

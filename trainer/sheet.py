@@ -14,7 +14,11 @@ TILE_PX, COLUMNS, ROWS, BAR_PX, LABEL_PX = 96, 8, 3, 26, 18
 
 def save(folders: Folders, target: Path) -> None:
     """Write a PNG: up to 24 unlabeled, then up to 24 sensitive images."""
-    piles = {"unlabeled": folders.unlabeled, "sensitive": [*folders.sensitive, *folders.held_out]}
+    save_piles({"unlabeled": folders.unlabeled, "sensitive": [*folders.sensitive, *folders.held_out]}, target)
+
+
+def save_piles(piles: dict[str, list[Sample]], target: Path) -> None:
+    """Write a PNG: up to 24 images of each pile, under its name. Empty piles are left out."""
     parts = [_part(f"{name}: {len(pile)} images", pile) for name, pile in piles.items() if pile]
     sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
     y = 0

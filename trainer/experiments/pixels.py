@@ -17,6 +17,8 @@ from ..diffusion import alphas_cumprod
 from ..libraries import quiet
 
 TIMESTEPS = 1000
+# what --crops means for pixels: the image itself, then moved by one pixel each way
+SHIFTS = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]
 AT_ONCE = 250  # pictures of a digit's size; fewer of larger ones
 
 
@@ -75,7 +77,10 @@ class Pixels:
                 pixels = np.atleast_3d(np.asarray(image))
             self._kept[path] = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
         found = self._kept[path].float() / 127.5 - 1
-        return found.flip(-1) if view.flip else found
+        found = found.flip(-1) if view.flip else found
+        down, right = SHIFTS[view.crop]
+        padded = F.pad(found, (1, 1, 1, 1), mode="replicate")
+        return padded[:, 1 + down : 1 + down + found.shape[1], 1 + right : 1 + right + found.shape[2]]
 
     def text(self, caption: str) -> Tensor:
         return torch.zeros(1)

@@ -1,0 +1,107 @@
+"""PU Make Data: images to train on, made by the checkpoint itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import launch
+from .nodes_train import CATEGORY, Dataset, checkpoints
+
+SAMPLERS = ("ddim", "pndm", "dpm++", "euler_a")
+
+
+class PUMakeData(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PUMakeData",
+            display_name="PU Make Data",
+            category=CATEGORY,
+            description="Has the checkpoint make normal images with sensitive ones hidden among them, and examples.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint", options=checkpoints(), tooltip="Stable Diffusion 1.x, or the built-in demo."
+                ),
+                io.String.Input(
+                    "unlabeled_prompt", default="", tooltip="Prompt of the normal images; empty: the demo's own."
+                ),
+                io.Int.Input("n_unlabeled", default=64, min=1, max=10_000, tooltip="How many normal images."),
+                io.String.Input(
+                    "contaminate_prompt",
+                    default="",
+                    tooltip="Prompt of the sensitive images hidden among them; empty: the demo's own.",
+                ),
+                io.Int.Input(
+                    "n_contaminate", default=16, min=0, max=10_000, tooltip="How many are hidden, on top of the normal."
+                ),
+                io.String.Input(
+                    "sensitive_prompt", default="", tooltip="Prompt of the examples; empty: that of the hidden ones."
+                ),
+                io.Int.Input("n_sensitive", default=20, min=3, max=10_000, tooltip="How many examples; twenty do."),
+                io.String.Input("negative_prompt", default="", tooltip="For images of every kind."),
+                io.Int.Input(
+                    "resolution", default=512, min=64, max=1024, step=8, tooltip="Pixels; the demo always has 64."
+                ),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of the sampler."),
+                io.Float.Input(
+                    "guidance",
+                    default=7.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance scale; the demo has 3.",
+                ),
+                io.Combo.Input("sampler", options=list(SAMPLERS), default="ddim", tooltip="diffusers' sampler."),
+                io.Int.Input("seed", default=0, min=0, max=9_999, tooltip="No two seeds have an image in common."),
+                io.String.Input("folder", default="pu-data", tooltip="Subfolder of ComfyUI/input to make or add to."),
+            ],
+            outputs=[
+                Dataset.Output("dataset", "dataset", tooltip="For PU Unlearn, under the prompt of the normal images."),
+                io.Image.Output("sheet", "sheet", tooltip="The first images of each kind."),
+                io.String.Output("report", "report", tooltip="What was made, and where the report page is."),
+                io.Float.Output("prior", "prior", tooltip="Share of hidden images; for PU Unlearn."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint, folder) -> bool | str:
+        from . import host
+
+        return host.refusal(lambda: (host.checkpoint(checkpoint), host.new_input_folder(folder)))
+
+    @classmethod
+    def execute(cls, checkpoint, folder, resolution, guidance, **settings: Any) -> io.NodeOutput:
+        from . import host
+
+        base = host.checkpoint(checkpoint)
+        settings = {name: None if value == "" else value for name, value in settings.items()}
+        settings |= {"out": str(host.new_input_folder(folder))}
+        if base is not None:  # the demo has a size and a guidance of its own
+            settings |= {"base": str(base), "resolution": resolution, "guidance": guidance}
+        host.make_room()
+        done = _make(settings)
+        dataset = {
+            **{name: done[name] for name in ("unlabeled", "sensitive", "prompt", "resolution")},
+            "sensitive_prompt": None,
+            "skip_bad_images": False,
+        }
+        if base is None:
+            dataset["base"] = "builtin"  # so that the demo trains on these instead of its own
+        return io.NodeOutput(dataset, host.image(host.opened(done["sheet"])), done["text"], done["prior"])
+
+
+def _make(settings: dict[str, Any]) -> launch.Event:
+    """Run the command. Returns: its last event."""
+    from . import host
+
+    progress = done = None
+    for event in launch.follow(launch.command(["make-data"], settings), host.check):
+        if event["event"] == "phase" and event["name"] == "make-data":
+            progress = progress or host.Progress(event["total"])
+            progress.show(event["done"])
+        elif event["event"] == "done":
+            done = event
+    return done

@@ -58,8 +58,9 @@ ALLOWED = {
     "evaluate": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},
     "report": {"config", "evaluate", "run_dir", "train"},
     "console": {"run_dir"},
+    "ui": set(),
     "__main__": {"audit", "bench", "builtin", "command_line", "config", "console", "data", "dataset", "evaluate", "hub"}
-    | {"model", "plan", "ranks", "report", "run_dir", "sample", "stopping", "train"},
+    | {"model", "plan", "ranks", "report", "run_dir", "sample", "stopping", "train", "ui"},
 }
 
 

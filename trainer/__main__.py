@@ -51,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import audit
 
             return (audit.main if argv[0] == "audit" else audit.prior_main)(argv[1:])
+        if argv and argv[0] == "ui":
+            from . import ui
+
+            return ui.main(argv[1:])
         if argv and argv[0] == "data":
             return data.run(parse(argv[1:], CONFIG))
         invocation = parse(argv, CONFIG)

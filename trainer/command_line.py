@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m trainer",
         description="Teach Stable Diffusion 1.x what not to generate, from unlabeled and sensitive images. "
         "Without options: real handwritten digits on a built-in miniature model.",
-        epilog="other commands: sample --help, bench --help, audit --help; plan, data and prior take these options",
+        epilog="other commands: sample, bench, audit, ui (each has a --help); plan, data, prior take these options",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

@@ -19,7 +19,8 @@ from . import form, launch, page_host, panel, widgets
 from .job import Job, State
 from .widgets import DEMO, PRESETS
 
-FIRST = ("prompt", "sensitive_prompt", "name", "steps", "rank", "lr", "prior", "temperature", "seed")
+ROWS = (("prompt",), ("sensitive_prompt",), ("name",), ("steps", "rank", "lr"), ("prior", "temperature", "seed"))
+FIRST = [name for row in ROWS for name in row]
 LABELS = {"lr": "Learning rate", "min_snr_gamma": "Min-SNR gamma", "clip_skip": "CLIP skip"}
 PAUSE_S = 0.5  # between looks at the training
 DRAWINGS = 200  # of the curve over a run: each is a file that gradio keeps
@@ -92,7 +93,7 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
         inputs["checkpoint"] = gr.Dropdown(
             choices(), value=DEMO, label="Checkpoint", info="Stable Diffusion 1.x", elem_id="pu_unlearn_checkpoint"
         )
-        refresh = gr.Button("Refresh list", elem_id="pu_unlearn_refresh")
+        refresh = gr.Button("Refresh list", size="sm", scale=0, min_width=110, elem_id="pu_unlearn_refresh")
     problem("checkpoint")
     with gr.Group(visible=False) as own:
         for name, text in (
@@ -102,9 +103,12 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
             inputs[name] = gr.Textbox(label=f"Folder of {name} images", info=text, elem_id=f"pu_unlearn_{name}")
             problem(name)
     values = form.defaults(DEMO)
-    for name in FIRST:
-        inputs[name] = _widget(name, values[name])
-        problem(name)
+    for row in ROWS:
+        with gr.Row():
+            for name in row:
+                with gr.Column(min_width=120):
+                    inputs[name] = _widget(name, values[name])
+                    problem(name)
     inputs["preset"] = gr.Dropdown(
         list(PRESETS), value="auto", label="Memory", info="auto: all that is free", elem_id="pu_unlearn_preset"
     )
@@ -143,7 +147,13 @@ def _live() -> dict[str, Any]:
         "status": gr.HTML("", elem_id="pu_unlearn_status", elem_classes=["pu-status"]),
         "curve": gr.Image(label="Loss by step", type="pil", interactive=False, elem_id="pu_unlearn_curve"),
         "sample": gr.Image(label="Pictures", type="pil", interactive=False, elem_id="pu_unlearn_sample"),
-        "files": gr.File(label="LoRA and report", file_count="multiple", interactive=False, elem_id="pu_unlearn_files"),
+        "files": gr.File(
+            label="LoRA and report",
+            file_count="multiple",
+            interactive=False,
+            visible=False,
+            elem_id="pu_unlearn_files",
+        ),
     }
 
 
@@ -211,7 +221,7 @@ def _watcher(job: Job) -> Any:
                 gr.update(value=_status(state)),
                 gr.update(value=_curve(state)) if is_new else gr.update(),
                 gr.update(value=_pictures(state)) if samples != picture else gr.update(),
-                gr.update(value=[str(path) for path in state.files] or None),
+                gr.update(value=[str(path) for path in state.files] or None, visible=bool(state.files)),
                 gr.update(interactive=not state.is_active),
                 gr.update(interactive=state.is_active),
             ]

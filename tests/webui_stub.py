@@ -74,10 +74,11 @@ def main():
 
     tabs = pretend(kind, Path(data), arguments)
     load(ROOT / "scripts" / "pu_unlearn.py")
+    interfaces = [tab for callback in tabs for tab in callback()]  # before the page they go into, as both do
     with gr.Blocks(analytics_enabled=False, title="Stable Diffusion") as demo, gr.Tabs(elem_id="tabs"):
         with gr.TabItem("txt2img", id="txt2img"):
             gr.Textbox(label="Prompt")
-        for blocks, title, name in [tab for callback in tabs for tab in callback()]:
+        for blocks, title, name in interfaces:
             with gr.TabItem(title, id=name, elem_id=f"tab_{name}"):
                 blocks.render()
     demo.queue(64)  # as both do, whatever the first argument means to their gradio

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -69,6 +70,7 @@ def run(
         picture: makes the pictures during training (--sample-every) from (what is trained so far, step).
     Raises: Stopped or NonFinite after saving LoRA and state of the last finished step; UserError.
     """
+    started = time.time()
     device = memory.choose_device(config.device, is_alone=ranks.world == 1)
     switches = _choose_switches(config, base, device, emit)
     if config.keep_prompts:
@@ -103,10 +105,10 @@ def run(
     except (Stopped, NonFinite):
         if loop.progress.step and ranks.is_first:
             run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
-            save_lora(config, base, folders, run_dir, loop, report)
+            save_lora(config, base, folders, run_dir, loop, report, started)
         raise
     if ranks.is_first:
-        save_lora(config, base, folders, run_dir, loop, report)
+        save_lora(config, base, folders, run_dir, loop, report, started)
         _save_merged(config, base, run_dir, lora.weights(loop.learner.unet))
         if not config.keep_cache:
             run_dir.remove_cache()
@@ -176,9 +178,18 @@ def _try_picture(picture: Callable[[Trained, int], None], so_far: Trained, step:
 
 
 def save_lora(
-    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    loop: Loop,
+    last: StepReport | None,
+    started: float,
 ) -> None:
-    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
+    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images.
+
+    Args: started: when this process began to train, in seconds since 1970.
+    """
     standard = lora_file.standard_metadata(
         name=run_dir.name,
         rank=config.rank,
@@ -189,6 +200,12 @@ def save_lora(
         finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         prediction_type=loop.prediction_type,
         clip_skip=config.clip_skip,
+    )
+    images = lora_file.dataset_metadata(
+        [s.caption for s in folders.unlabeled],
+        [s.caption for s in folders.sensitive],
+        started=started,
+        show_sensitive=config.metadata == "full",
     )
     own = {
         "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
@@ -203,7 +220,7 @@ def save_lora(
     tensors = lora_file.to_kohya(
         lora.weights(loop.learner.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
     )
-    lora_file.save(run_dir.lora, tensors, {**standard, **own})
+    lora_file.save(run_dir.lora, tensors, {**standard, **images, **own})
 
 
 def _save_merged(config: TrainConfig, base: Base, run_dir: RunDir, weights: dict[str, torch.Tensor]) -> None:

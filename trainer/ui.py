@@ -61,9 +61,7 @@ def main(argv: Sequence[str]) -> int:
             if not folder.is_dir():
                 raise UserError(f"{name}: no folder {folder}")
     if not (PACK_FOLDER / "page.py").exists():
-        raise UserError(
-            f"ui: no {PACK_FOLDER}: the page is in a checkout of the repository, not in the installed package"
-        )
+        raise UserError(f"ui: no {PACK_FOLDER}: the page comes with a checkout, not with the installed package")
     if importlib.util.find_spec("gradio") is None:
         raise UserError('ui: the page needs gradio. Install it with: pip install "gradio>=3.41"')
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would tell its makers of every start

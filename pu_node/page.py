@@ -95,7 +95,7 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
         )
         refresh = gr.Button("Refresh list", size="sm", scale=0, min_width=110, elem_id="pu_unlearn_refresh")
     problem("checkpoint")
-    with gr.Group(visible=False) as own:
+    with gr.Column(visible=False) as own:
         for name, text in (
             ("unlabeled", "images to learn from; some may be sensitive"),
             ("sensitive", "examples of what must not come out; twenty do"),
@@ -143,10 +143,11 @@ def _widget(name: str, value: Any) -> Any:
 
 
 def _live() -> dict[str, Any]:
+    picture = {"type": "pil", "show_label": False, "interactive": False}  # a label would lie on the picture's own
     return {
         "status": gr.HTML("", elem_id="pu_unlearn_status", elem_classes=["pu-status"]),
-        "curve": gr.Image(label="Loss by step", type="pil", interactive=False, elem_id="pu_unlearn_curve"),
-        "sample": gr.Image(label="Pictures", type="pil", interactive=False, elem_id="pu_unlearn_sample"),
+        "curve": gr.Image(label="Loss by step", elem_id="pu_unlearn_curve", **picture),
+        "sample": gr.Image(label="Pictures", elem_id="pu_unlearn_sample", **picture),
         "files": gr.File(
             label="LoRA and report",
             file_count="multiple",

@@ -129,7 +129,7 @@ class Driver:
 
     def choose(self, name, value):
         self.part(name).locator("input").first.click()
-        self.page.locator("[role=option]:visible", has_text=value).first.click()
+        self.page.locator("li:visible", has_text=value).first.click()
         self.page.wait_for_timeout(1000)
 
     def click(self, name):

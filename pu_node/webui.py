@@ -21,7 +21,8 @@ def job() -> Job:
     from modules.paths_internal import data_path
 
     data = Path(data_path).absolute()
-    roots = [Path(folder).absolute() for folder in shared.cmd_opts.pu_unlearn_allow_dir or [data]]
+    given = getattr(shared.cmd_opts, "pu_unlearn_allow_dir", None)  # not there before the first restart
+    roots = [Path(folder).absolute() for folder in given or [data]]
     return Job(Host(checkpoints, roots, data / "outputs" / "pu_unlearn", lora_folder, card))
 
 

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from . import form, launch, page_host, panel, widgets
-from .job import Job, State
+from . import form, launch, page_host, page_show, widgets
+from .job import Job
 from .widgets import DEMO, PRESETS
 
 ROWS = (("prompt",), ("sensitive_prompt",), ("name",), ("steps", "rank", "lr"), ("prior", "temperature", "seed"))
@@ -219,9 +218,9 @@ def _watcher(job: Job) -> Any:
                 drawn = state.step
             samples = tuple(state.samples.items())
             yield [
-                gr.update(value=_status(state)),
-                gr.update(value=_curve(state)) if is_new else gr.update(),
-                gr.update(value=_pictures(state)) if samples != picture else gr.update(),
+                gr.update(value=page_show.status(state)),
+                gr.update(value=page_show.curve(state)) if is_new else gr.update(),
+                gr.update(value=page_show.pictures(state)) if samples != picture else gr.update(),
                 gr.update(value=[str(path) for path in state.files] or None, visible=bool(state.files)),
                 gr.update(interactive=not state.is_active),
                 gr.update(interactive=state.is_active),
@@ -232,42 +231,3 @@ def _watcher(job: Job) -> Any:
             time.sleep(PAUSE_S)
 
     return watch
-
-
-def _curve(state: State) -> Image.Image | None:
-    return panel.curve(state.unlabeled, state.sensitive, state.of) if state.step else None
-
-
-def _pictures(state: State) -> Image.Image | None:
-    """Before and after where they are there, else the newest from during the training."""
-    found = state.samples
-    if "after" in found:
-        return panel.side_by_side([(kind, _opened(found[kind])) for kind in ("before", "after") if kind in found])
-    return _opened(found["step"]) if "step" in found else None
-
-
-def _opened(path: Any) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def _status(state: State) -> str:
-    """Phase, bar and messages. Everything that comes from a run is escaped."""
-    if state.phase == "idle":
-        return "Nothing was trained yet."
-    words = html.escape(f"{state.name}: {state.ended or state.phase}")
-    if state.step and state.is_active:
-        words += f", step {state.step} of {state.of}"
-        words += f", {_duration(state.seconds_left)} left" if state.seconds_left else ""
-    lines = [f"<b>{words}</b>"]
-    if state.of:
-        lines.append(f"<progress value='{state.step}' max='{state.of}'></progress>")
-    lines += [f"<pre>warning: {html.escape(text)}</pre>" for text in state.warnings]
-    if state.message:
-        lines.append(f"<pre>{html.escape(state.message)}</pre>")
-    return "".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    minutes = int(seconds // 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60)} s"

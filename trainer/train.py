@@ -201,12 +201,8 @@ def save_lora(
         prediction_type=loop.prediction_type,
         clip_skip=config.clip_skip,
     )
-    images = lora_file.dataset_metadata(
-        [s.caption for s in folders.unlabeled],
-        [s.caption for s in folders.sensitive],
-        started=started,
-        show_sensitive=config.metadata == "full",
-    )
+    captions = ([s.caption for s in kind] for kind in (folders.unlabeled, folders.sensitive))
+    images = lora_file.dataset_metadata(*captions, started=started, show_sensitive=config.metadata == "full")
     own = {
         "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
         "pu_sensitive_captions": _public_captions(config, folders),

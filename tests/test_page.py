@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pu_node import form, job, launch, page_host
+from pu_node import form, job, launch, page_host, page_show
 from pu_node.widgets import DEMO
 from trainer import command_line, ui
 from trainer.config import TrainConfig
@@ -194,6 +194,13 @@ def test_a_failure_is_shown(host, monkeypatch):
     work.start(RUN)
     state = ended(work)
     assert (state.ended, state.message) == ("failed", "out of memory. Try less.")
+
+
+def test_what_a_run_says_is_shown_as_text():
+    bad = "<script>alert(1)</script>"
+    shown = page_show.status(job.State(phase="train", name=bad, message=bad, warnings=[bad], step=1, of=2))
+    assert "<script>" not in shown
+    assert shown.count("&lt;script&gt;") == 3
 
 
 @pytest.mark.parametrize(

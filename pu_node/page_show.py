@@ -10,6 +10,8 @@ from PIL import Image
 from . import panel
 from .job import State
 
+SIDE_PX = 512  # of a picture on the page; the report has them whole
+
 
 def curve(state: State) -> Image.Image | None:
     """Loss by step; None before the first one."""
@@ -26,7 +28,9 @@ def pictures(state: State) -> Image.Image | None:
 
 def _opened(path: Path) -> Image.Image:
     with Image.open(path) as image:
-        return image.convert("RGB")
+        found = image.convert("RGB")
+    found.thumbnail((SIDE_PX, SIDE_PX))
+    return found
 
 
 def status(state: State) -> str:

@@ -143,6 +143,8 @@ def _widget(name: str, value: Any) -> Any:
 
 def _live() -> dict[str, Any]:
     picture = {"type": "pil", "show_label": False, "interactive": False}  # a label would lie on the picture's own
+    if "buttons" in inspect.signature(gr.Image.__init__).parameters:
+        picture["buttons"] = ["download", "fullscreen"]  # the current gradio's others would put it on the internet
     return {
         "status": gr.HTML("", elem_id="pu_unlearn_status", elem_classes=["pu-status"]),
         "curve": gr.Image(label="Loss by step", elem_id="pu_unlearn_curve", **picture),

@@ -122,7 +122,7 @@ class Driver:
         self.page.wait_for_timeout(1000)
 
     def part(self, name):
-        return self.page.locator(f"#pu_unlearn_{name}")
+        return self.page.locator(f"#pu_unlearn_{name}").last  # gradio 3 gives a text's id to its frame, too
 
     def fill(self, name, value):
         self.part(name).locator("input, textarea").first.fill(str(value))

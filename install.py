@@ -1,12 +1,15 @@
-"""Run by ComfyUI-Manager and A1111 after installing: looks and explains, changes nothing, always ends with 0.
+"""Run by ComfyUI-Manager after installing, and by A1111 and Forge at every start: looks and explains, changes nothing,
+always ends with 0.
 
 diffusers is not in requirements.txt: no version range leaves every host as it is (its newest release pulls another
 huggingface_hub under transformers 4, an older one would replace a newer one). Where it is missing, this says how to add
 the right one, or an environment of the trainer's own.
 """
 
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -60,21 +63,35 @@ def diffusers_line() -> str:
     return '"diffusers==0.35.2"' if is_old else '"diffusers>=0.35,<0.43"'
 
 
+def in_webui() -> bool:
+    """Whether A1111 or Forge runs this: they put their own folder on the path."""
+    return find_spec("modules") is not None and find_spec("modules.launch_utils") is not None
+
+
+def own_python() -> Path:
+    """The Python of an environment of the trainer's own, where pu_node/launch.py finds it."""
+    return HERE / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
 def main() -> None:
+    chosen = os.environ.get("PU_UNLEARN_PYTHON") or (own_python() if own_python().exists() else None)
+    if chosen:
+        print(f"PU Unlearn: training runs with {chosen}.")
+        return
     found = findings()
     if not found:
         print("PU Unlearn: everything that training needs is here.")
         return
     for line in found:
         print(f"PU Unlearn: {line}")
-    if all(line.startswith("diffusers is missing") for line in found):
+    if in_webui():
+        print("PU Unlearn: the webui's own packages stay as they are: it names their versions, and others break it.")
+    elif all(line.startswith("diffusers is missing") for line in found):
         print(f"PU Unlearn: add it with: {sys.executable} -m pip install {diffusers_line()}")
-    own = HERE / "venv"
     print(
-        "PU Unlearn: or give the trainer an environment of its own, which leaves this one alone:\n"
-        f"  {sys.executable} -m venv {own} && {own / ('Scripts' if sys.platform == 'win32' else 'bin') / 'python'} "
-        f"-m pip install -e {HERE}\n"
-        "  and start ComfyUI or the webui with PU_UNLEARN_PYTHON set to that python."
+        "PU Unlearn: give the trainer an environment of its own, which leaves this one alone:\n"
+        f'  "{sys.executable}" -m venv "{HERE / "venv"}" && "{own_python()}" -m pip install -e "{HERE}"\n'
+        "  It is found there at the next start; one elsewhere is named by PU_UNLEARN_PYTHON."
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-DEMO = "[built-in digits demo]"
+from .widgets import DEMO
+
 PREVIEW_PX = 512
 
 

@@ -21,9 +21,11 @@ from typing import Any
 
 TRAINER = Path(__file__).resolve().parents[1] / "trainer" / "__main__.py"
 PYTHON_VARIABLE = "PU_UNLEARN_PYTHON"
+OWN_ENVIRONMENT = TRAINER.parents[1] / "venv"  # where install.py says to make one
 POLL_S = 0.25
 GRACE_S = 1.0  # from asking the child to stop to killing it: a cancelled node must be quick
 TAIL_LINES = 30
+BAD_INPUT = 2  # the trainer's exit code for what the user can mend
 
 Event = dict[str, Any]
 
@@ -34,7 +36,8 @@ class TrainerError(Exception):
 
 def python() -> str:
     """The interpreter for the trainer: the host's own, unless an environment of its own was made for it."""
-    return os.environ.get(PYTHON_VARIABLE) or sys.executable
+    own = OWN_ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    return os.environ.get(PYTHON_VARIABLE) or str(own if own.exists() else sys.executable)
 
 
 def command(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -51,15 +54,16 @@ def command(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def follow(arguments: Sequence[str], check: Callable[[], None]) -> Iterator[Event]:
+def follow(arguments: Sequence[str], check: Callable[[], None], *, grace_s: float = GRACE_S) -> Iterator[Event]:
     """Run the trainer and yield its events as they come.
 
     Args:
         check: called four times a second and after every event; what it raises stops the child and passes on.
+        grace_s: how long a child that is asked to stop may take to save what it has.
     Raises: TrainerError if the child cannot start, reports an error, or ends with another code than 0.
     """
     failure: Event | None = None
-    with _child([*arguments, "--events", "jsonl", "--follow-parent"]) as (process, lines, tail):
+    with _child([*arguments, "--events", "jsonl", "--follow-parent"], grace_s) as (process, lines, tail):
         while True:
             check()
             try:
@@ -91,6 +95,9 @@ def _parse(line: str) -> Event | None:
 def _reason(code: int, failure: Event | None, tail: Sequence[str]) -> str:
     if failure:
         return str(failure["message"])
+    said = "\n".join(tail)
+    if code == BAD_INPUT and "error: " in said:
+        return said.partition("error: ")[2].strip()
     how = f"with exit code {code}"
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -100,7 +107,7 @@ def _reason(code: int, failure: Event | None, tail: Sequence[str]) -> str:
 
 
 @contextmanager
-def _child(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen, queue.Queue, deque]]:
+def _child(arguments: Sequence[str], grace_s: float) -> Iterator[tuple[subprocess.Popen, queue.Queue, deque]]:
     """The process, its lines of output (None at the end) and the last of what it said to people; gone afterwards."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
     new_group = (
@@ -133,7 +140,7 @@ def _child(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen, queue.Q
     try:
         yield process, lines, tail
     finally:
-        _end(process)
+        _end(process, grace_s)
         for reader in readers:
             reader.join(GRACE_S)
 
@@ -144,12 +151,12 @@ def _read(stream: Any, put: Callable[[str | None], Any]) -> None:
     put(None)
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: subprocess.Popen, grace_s: float) -> None:
     """Ask the child to stop (it keeps what it has), then end it with everything that it started."""
     if process.poll() is None:
         process.terminate() if os.name == "nt" else os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(GRACE_S)
+            process.wait(grace_s)
         except subprocess.TimeoutExpired:
             process.kill() if os.name == "nt" else os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -9,9 +9,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import launch, panel, results, widgets
+from .widgets import DEMO, PRESETS
 
 CATEGORY = "PU Unlearn"
-PRESETS = {"auto": None, "low VRAM": "lowvram", "medium VRAM": "medvram", "high VRAM": "highvram"}
 Dataset, Options = io.Custom("PU_DATASET"), io.Custom("PU_OPTIONS")
 MAIN = ("steps", "rank", "lr", "prior", "temperature", "objective", "seed", "name")
 DATA = ("prompt", "sensitive_prompt")
@@ -25,8 +25,6 @@ def _rare() -> list[str]:
 
 def checkpoints() -> list[str]:
     import folder_paths
-
-    from .host import DEMO
 
     return [DEMO, *folder_paths.get_filename_list("checkpoints")]
 

@@ -14,7 +14,10 @@ MARGIN = 36
 
 
 def _font(size: int) -> ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # webuis pin Pillow 9.5, whose only font has one size
+        return ImageFont.load_default()
 
 
 def curve(

@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-SCHEMA = Path(__file__).resolve().parents[1] / "trainer" / "schema.json"
+TRAINER = Path(__file__).resolve().parents[1] / "trainer"
+SCHEMA = TRAINER / "schema.json"
+DEMO = "[built-in digits demo]"
+PRESETS = {"auto": None, "low VRAM": "lowvram", "medium VRAM": "medvram", "high VRAM": "highvram"}
 
 
 @functools.lru_cache(maxsize=1)

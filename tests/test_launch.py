@@ -47,6 +47,22 @@ def test_python_can_be_another_one(monkeypatch):
     assert launch.command([], {})[0] == "/opt/own/python"
 
 
+def test_an_environment_of_its_own_is_found(monkeypatch, tmp_path):
+    monkeypatch.delenv(launch.PYTHON_VARIABLE, raising=False)
+    monkeypatch.setattr(launch, "OWN_ENVIRONMENT", tmp_path)
+    assert launch.python() == sys.executable
+    own = tmp_path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    own.parent.mkdir()
+    own.touch()
+    assert launch.python() == str(own)
+
+
+def test_bad_input_is_told_in_the_trainers_own_words():
+    code = "import sys; print('warning: x\\nerror: --prior: too much', file=sys.stderr); exit(2)"
+    with pytest.raises(launch.TrainerError, match=r"^--prior: too much$"):
+        list(launch.follow(child(code), lambda: None))
+
+
 def test_events_come_in_order_and_other_lines_are_skipped():
     code = (
         'print("noise"); print(\'{"event": "step", "step": 1}\'); print("[1]"); print(\'{"event": "done", "x": "ü"}\')'
@@ -139,6 +155,7 @@ def test_starts_under_an_isolated_python(tmp_path):
 def test_the_pack_imports_nothing_heavy_and_nothing_of_the_trainer():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import pu_node.launch, pu_node.results, pu_node.widgets;"
+        "import pu_node.form, pu_node.job, pu_node.page_host, pu_node.webui;"
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'trainer', 'diffusers', 'numpy')])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True)

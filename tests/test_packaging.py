@@ -40,6 +40,7 @@ def test_every_node_has_a_literal_id_and_a_help_page():
 
 
 def test_install_explains_and_succeeds(capsys, monkeypatch):
+    monkeypatch.delenv("PU_UNLEARN_PYTHON", raising=False)
     module = runpy.run_path(str(ROOT / "install.py"))
     assert module["numbers"]("2.14.1+cu130") == (2, 14, 1)
     assert module["numbers"]("0.3.0.dev1") == (0, 3, 0, 1)
@@ -50,6 +51,9 @@ def test_install_explains_and_succeeds(capsys, monkeypatch):
     assert "a-package-that-is-not is missing" in said
     assert "is too old (needed: 9999 or newer)" in said
     assert "PU_UNLEARN_PYTHON" in said
+    monkeypatch.setenv("PU_UNLEARN_PYTHON", "/own/python")
+    module["main"]()
+    assert capsys.readouterr().out == "PU Unlearn: training runs with /own/python.\n"
     done = subprocess.run([sys.executable, str(ROOT / "install.py")], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0
     assert all(line.startswith(("PU Unlearn:", "  ")) for line in done.stdout.splitlines())

@@ -80,6 +80,12 @@ def test_metadata_tells_no_paths_and_hides_sensitive_captions(trainer, digit_fol
     assert json.loads(metadata["pu_risks"])["normal_risk"] > 0
     assert json.loads(metadata["pu_config"])["objective"] == "pu"
     assert len(json.loads(metadata["pu_base_error"])) == 20
+    assert {k: v["img_count"] for k, v in json.loads(metadata["ss_dataset_dirs"]).items()} == {
+        "unlabeled": 10,
+        "sensitive": 4,
+    }
+    assert json.loads(metadata["ss_tag_frequency"]) == {"unlabeled": {"a photo of a digit": 10}}
+    assert 0 <= time.time() - float(metadata["ss_training_started_at"]) < 600
 
 
 def test_sample_command(trainer, digit_folders, tmp_path):

@@ -8,6 +8,7 @@ import errno
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -29,44 +30,29 @@ from .ranks import Ranks, from_environment
 from .run_dir import RunDir, free_name
 from .stopping import follow_parent, stoppable
 
+COMMANDS = {  # beside training: module and function, imported when asked for
+    "audit": (".audit", "main"),
+    "bench": (".bench", "main"),
+    "compare": (".compare", "main"),
+    "evaluate": (".evaluate", "main"),
+    "make-data": (".make_data", "main"),
+    "plan": (".plan", "main"),
+    "prior": (".audit", "prior_main"),
+    "reproduce": (".experiments.reproduce", "main"),
+    "sample": (".sample", "main"),
+    "ui": (".ui", "main"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: an exit code of `errors`."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        if argv and argv[0] == "sample":
-            from . import sample
-
-            return sample.main(argv[1:])
-        if argv and argv[0] == "make-data":
-            from . import make_data
-
-            return make_data.main(argv[1:])
-        if argv and argv[0] == "bench":
-            from . import bench
-
-            return bench.main(argv[1:])
         if argv and argv[0] == "plan":
             parse(argv[1:], CONFIG, needs_images=False)  # before the slow import
-            from . import plan
-
-            return plan.main(argv[1:])
-        if argv and argv[0] in ("audit", "prior"):
-            from . import audit
-
-            return (audit.main if argv[0] == "audit" else audit.prior_main)(argv[1:])
-        if argv and argv[0] == "evaluate":
-            from . import evaluate
-
-            return evaluate.main(argv[1:])
-        if argv and argv[0] == "reproduce":
-            from .experiments import reproduce
-
-            return reproduce.main(argv[1:])
-        if argv and argv[0] == "compare":
-            from . import compare
-
-            return compare.main(argv[1:])
+        if argv and argv[0] in COMMANDS:
+            module, function = COMMANDS[argv[0]]
+            return getattr(import_module(module, __package__), function)(argv[1:])
         if argv and argv[0] == "data":
             return data.run(parse(argv[1:], CONFIG))
         invocation = parse(argv, CONFIG)

@@ -80,8 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m trainer",
         description="Teach Stable Diffusion 1.x what not to generate, from unlabeled and sensitive images. "
         "Without options: real handwritten digits on a built-in miniature model.",
-        epilog="other commands: sample --help, make-data --help, bench --help, audit --help; plan, data and prior take "
-        "these options",
+        epilog="other commands: make-data, sample, evaluate, compare, reproduce, audit, bench, ui (each has a --help); "
+        "plan, data and prior take these options",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

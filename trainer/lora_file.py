@@ -1,7 +1,9 @@
 """The LoRA file that every Stable Diffusion UI reads: kohya's key names, metadata and hashes."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +15,7 @@ from .errors import UserError
 from .files import replacing
 
 UNET_PREFIX = "lora_unet_"
+TAGS = 1000  # the most frequent ones: UIs show a few dozen
 
 
 def kohya_name(path: str) -> str:
@@ -100,6 +103,39 @@ def standard_metadata(
         "ss_clip_skip": str(clip_skip),
         "ss_resolution": f"({resolution}, {resolution})",
     }
+
+
+def dataset_metadata(
+    unlabeled: Sequence[str | None], sensitive: Sequence[str | None], *, started: float, show_sensitive: bool
+) -> dict[str, str]:
+    """What UIs tell of a LoRA's images and date. Folders are called by their role only.
+
+    Args:
+        unlabeled, sensitive: the captions, one for each image; None where it has none of its own.
+        started: seconds since 1970.
+        show_sensitive: whether captions of sensitive images may be read; if not, tags that hold one of theirs are left
+            out of the unlabeled images' tags, too.
+    """
+    hidden = () if show_sensitive else tuple(_tags(sensitive))
+    tags = {"unlabeled": {t: n for t, n in _tags(unlabeled).items() if not any(h in t for h in hidden)}}
+    if show_sensitive:
+        tags["sensitive"] = _tags(sensitive)
+    images = {"unlabeled": len(unlabeled), "sensitive": len(sensitive)}
+    folders = {role: {"n_repeats": 1, "img_count": count} for role, count in images.items()}
+    return {
+        "ss_training_started_at": str(started),
+        "ss_num_train_images": str(sum(images.values())),
+        "ss_dataset_dirs": json.dumps(folders),
+        "ss_tag_frequency": json.dumps(
+            {r: dict(list(t.items())[:TAGS]) for r, t in tags.items() if t}, ensure_ascii=False
+        ),
+    }
+
+
+def _tags(captions: Iterable[str | None]) -> dict[str, int]:
+    """kohya's tags, the parts of a caption between commas in small letters, and how many images have each."""
+    parts = (part.strip().lower() for caption in captions for part in (caption or "").split(","))
+    return dict(Counter(part for part in parts if part).most_common())
 
 
 def save(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:

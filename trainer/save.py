@@ -27,20 +27,35 @@ def result_path(config: TrainConfig, base: Base, run_dir: RunDir) -> Path:
 
 
 def save_result(
-    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    loop: Loop,
+    last: StepReport | None,
+    started: float,
 ) -> None:
     """The LoRA of the last finished step; with --network full the whole model: a file like base's, or a folder."""
     if config.network == "full":
         change = merge.of_network(loop.learner.network.weights(loop.learner.unet))
         _save_model(config, base, result_path(config, base, run_dir), change)
     else:
-        save_lora(config, base, folders, run_dir, loop, last)
+        save_lora(config, base, folders, run_dir, loop, last, started)
 
 
 def save_lora(
-    config: TrainConfig, base: Base, folders: Folders, run_dir: RunDir, loop: Loop, last: StepReport | None
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    loop: Loop,
+    last: StepReport | None,
+    started: float,
 ) -> None:
-    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
+    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images.
+
+    Args: started: when this process began to train, in seconds since 1970.
+    """
     standard = lora_file.standard_metadata(
         name=run_dir.name,
         rank=config.rank,
@@ -52,6 +67,8 @@ def save_lora(
         prediction_type=loop.prediction_type,
         clip_skip=config.clip_skip,
     )
+    captions = ([s.caption for s in kind] for kind in (folders.unlabeled, folders.sensitive))
+    images = lora_file.dataset_metadata(*captions, started=started, show_sensitive=config.metadata == "full")
     own = {
         "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
         "pu_sensitive_captions": _public_captions(config, folders),
@@ -65,7 +82,7 @@ def save_lora(
     tensors = lora_file.to_kohya(
         lora.weights(loop.learner.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
     )
-    lora_file.save(run_dir.lora, tensors, {**standard, **own})
+    lora_file.save(run_dir.lora, tensors, {**standard, **images, **own})
 
 
 def save_merged(config: TrainConfig, base: Base, run_dir: RunDir, loop: Loop) -> None:

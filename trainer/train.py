@@ -1,5 +1,6 @@
 """One run: phase 1 (encode), phase 2 (train the LoRA), and what is saved of it when."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -64,6 +65,7 @@ def run(
         picture: makes the pictures during training (--sample-every) from (what is trained so far, step).
     Raises: Stopped or NonFinite after saving LoRA and state of the last finished step; UserError.
     """
+    started = time.time()
     device = memory.choose_device(config.device, is_alone=ranks.world == 1)
     switches = _choose_switches(config, base, device, emit)
     if config.keep_prompts:
@@ -102,10 +104,10 @@ def run(
     except (Stopped, NonFinite):
         if loop.progress.step and ranks.is_first:
             run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
-            save_result(config, base, folders, run_dir, loop, report)
+            save_result(config, base, folders, run_dir, loop, report, started)
         raise
     if ranks.is_first:
-        save_result(config, base, folders, run_dir, loop, report)
+        save_result(config, base, folders, run_dir, loop, report, started)
         save_merged(config, base, run_dir, loop)
         if not config.keep_cache:
             run_dir.remove_cache()

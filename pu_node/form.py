@@ -1,0 +1,152 @@
+"""What the page's form holds -> the trainer's settings; what is wrong is said by field. Standard library only.
+
+Whoever reaches the page may send anything: a value is taken for a setting only after it was held against the schema,
+checkpoints are named by the host's list, and folders lie below the roots that were given at start.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import widgets
+from .widgets import DEMO, PRESETS
+
+FOLDERS = ("unlabeled", "sensitive")
+RESOLUTION = {"type": "integer", "minimum": 64, "maximum": 1024, "multipleOf": 8, "default": 512}
+RESOLUTION["description"] = "pixels to train at: the side of a square"  # a path or a size of memory: not in the schema
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def fields() -> dict[str, dict[str, Any]]:
+    """The settings that the form shows: name -> JSON schema."""
+    return {**widgets.fields(), "resolution": RESOLUTION}
+
+
+@functools.lru_cache(maxsize=1)
+def demo() -> dict[str, Any]:
+    """The settings of the built-in demo that differ from the defaults; the file is our own and has plain lines only."""
+    found = {}
+    for line in (widgets.TRAINER / "builtin" / "config.toml").read_text(encoding="utf-8").splitlines():
+        name, equals, value = line.partition(" = ")
+        if equals and name in fields():
+            found[name] = json.loads(value.partition(" #")[0])
+    return found
+
+
+def defaults(checkpoint: str) -> dict[str, Any]:
+    """What the form starts with for a checkpoint."""
+    plain = {name: field.get("default") for name, field in fields().items()}
+    return {**plain, **demo()} if checkpoint == DEMO else plain
+
+
+def read(
+    values: Mapping[str, Any], checkpoints: Mapping[str, Path], roots: Sequence[Path]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings for the trainer, and problems: field -> a sentence. The settings count only where there is no problem.
+
+    Args:
+        values: what the form holds: checkpoint, preset, unlabeled, sensitive, and the names of `fields`.
+        checkpoints: what may be chosen beside the demo: name -> file.
+        roots: folders of images lie below one of these.
+    """
+    settings: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+
+    def take(name: str, look: Any, *arguments: Any) -> None:
+        try:
+            settings[name] = look(*arguments)
+        except ValueError as error:
+            problems[name] = str(error)
+
+    for name, field in fields().items():
+        take(name, value_of, field, values[name])
+    if values["checkpoint"] != DEMO:
+        take("checkpoint", _chosen, values["checkpoint"], checkpoints, "must be in the list; refresh it")
+        settings["base"] = settings.pop("checkpoint", None)
+        for name in FOLDERS:
+            if name == "unlabeled" or values["objective"] != "unsupervised" or values[name]:
+                take(name, folder, values[name], roots)
+    take("preset", _chosen, values["preset"], PRESETS, f"must be one of {', '.join(PRESETS)}")
+    if preset := settings.pop("preset", None):
+        settings[preset] = True
+    return settings, problems
+
+
+def value_of(field: Mapping[str, Any], value: Any) -> Any:
+    """A value as the schema wants it. Raises: ValueError in a sentence for people."""
+    kind = widgets.kind_of(field)
+    if value in (None, ""):
+        if field.get("default", "") is None:
+            return None
+        raise ValueError("must not be empty")
+    if kind == "boolean":
+        return bool(value)
+    if kind == "combo":
+        return _chosen(value, {word: word for word in field["enum"]}, f"must be one of {', '.join(field['enum'])}")
+    return _text(field, value) if kind == "string" else _number(field, value, kind)
+
+
+def _chosen(value: Any, options: Mapping[str, Any], rule: str) -> Any:
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(rule)
+    return options[value]
+
+
+def _text(field: Mapping[str, Any], value: Any) -> str:
+    found = str(value).strip()
+    if CONTROL.search(found):
+        raise ValueError("must be one line of text")
+    if "pattern" in field and not re.match(field["pattern"], found):
+        raise ValueError("must be letters, digits, spaces and _.+- only, and start with a letter or digit")
+    if len(found) > field.get("maxLength", 10_000):
+        raise ValueError(f"must not be longer than {field.get('maxLength', 10_000)} characters")
+    return found
+
+
+def _number(field: Mapping[str, Any], value: Any, kind: str) -> float | int:
+    try:
+        found = float(value)
+        if not math.isfinite(found) or (kind == "integer" and found != int(found)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError("must be a whole number" if kind == "integer" else "must be a number") from None
+    found = int(found) if kind == "integer" else found
+    limits = {**next((option for option in field.get("anyOf", []) if option["type"] != "null"), {}), **field}
+    rules = {
+        "minimum": ("at least", lambda limit: found >= limit),
+        "exclusiveMinimum": ("greater than", lambda limit: found > limit),
+        "maximum": ("at most", lambda limit: found <= limit),
+        "exclusiveMaximum": ("less than", lambda limit: found < limit),
+        "multipleOf": ("a multiple of", lambda limit: found % limit == 0),
+    }
+    for rule, (words, holds) in rules.items():
+        if rule in limits and not holds(limits[rule]):
+            raise ValueError(f"must be {words} {limits[rule]}")
+    return found
+
+
+def folder(text: Any, roots: Sequence[Path]) -> Path:
+    """A folder below one of the roots; relative paths count from each of them.
+
+    Raises: ValueError for anything else, in the same words whether it is there or not: what lies elsewhere on this
+        disk is not the page's business.
+    """
+    wanted = str(text or "").strip().strip('"')
+    if not wanted:
+        raise ValueError("name a folder of images")
+    for root in [] if CONTROL.search(wanted) else roots:
+        found = Path(os.path.normpath(root / wanted))
+        if root not in (found, *found.parents):  # before it is touched: a network path would be connected to
+            continue
+        found, real = found.resolve(), root.resolve()
+        if real in (found, *found.parents) and found.is_dir():
+            return found
+    places = " or ".join(str(root) for root in roots)
+    raise ValueError(f"no such folder below {places}, where images may lie (other places are allowed at start)")

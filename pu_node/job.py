@@ -1,0 +1,157 @@
+"""The page's one training at a time: in a thread of its own, so that it goes on when the page is closed."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import launch, page_host
+from .page_host import Host
+
+PICTURES = 5  # times that pictures are made while it trains
+GRACE_S = 60.0  # after Cancel: a big model needs a while to finish its micro-batch and save
+PHASES = {
+    "keep": "making pictures of what must stay",
+    "encode": "encoding images and captions",
+    "load": "loading the model",
+    "calibrate": "measuring the base model's error",
+    "train": "training",
+    "pictures": "making pictures before and after",
+}
+
+
+class Cancelled(Exception):
+    """The user does not want this training any more."""
+
+
+@dataclass
+class State:
+    """What the page shows. A copy is handed out: it does not change any more."""
+
+    phase: str = "idle"
+    ended: str = ""  # "", "done", "cancelled" or "failed"
+    message: str = ""
+    name: str = ""
+    step: int = 0
+    of: int = 0
+    seconds_left: float | None = None
+    unlabeled: list[float] = field(default_factory=list)  # loss by step
+    sensitive: list[float | None] = field(default_factory=list)
+    samples: dict[str, Path] = field(default_factory=dict)  # newest picture by kind: step, before, after
+    warnings: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)  # to download
+
+    @property
+    def is_active(self) -> bool:
+        return self.phase != "idle" and not self.ended
+
+
+class Job:
+    """Start it, look at its state, cancel it; all from any thread."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._changed = threading.Condition()
+        self._state, self._version = State(), 0
+        self._thread: threading.Thread | None = None
+        self._is_cancelled = threading.Event()
+        self._downloads = tempfile.TemporaryDirectory(prefix="pu-unlearn-")  # every gradio hands out files from here
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Train with these settings. Raises: ValueError if a training is running."""
+        with self._changed:
+            if self.is_running:
+                raise ValueError("a training is running: wait for it, or cancel it")
+            self._is_cancelled.clear()
+            name = page_host.free_name(self.host, settings["name"])
+            self._state = State(phase="waiting for the card", name=name, of=settings["steps"])
+            every = max(1, settings["steps"] // PICTURES)
+            whole = {**settings, "name": name, "sample_every": every, "output_dir": str(self.host.output)}
+            self._thread = threading.Thread(target=self._run, args=(whole,), daemon=True)
+            self._thread.start()
+        self._tell()
+
+    def cancel(self) -> None:
+        self._is_cancelled.set()
+        if self.is_running:
+            self._tell(phase="stopping; what was trained is being saved")
+
+    def state(self, seen: int = -1, timeout_s: float = 0.0) -> tuple[State, int]:
+        """The state and its number. Args: seen: wait until there is another one than this, at most timeout_s."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version != seen, timeout_s)
+            return copy.deepcopy(self._state), self._version
+
+    def _tell(self, **changes: Any) -> None:
+        with self._changed:
+            for name, value in changes.items():
+                setattr(self._state, name, value)
+            self._version += 1
+            self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._is_cancelled.is_set():
+            raise Cancelled
+
+    def _run(self, settings: dict[str, Any]) -> None:
+        try:
+            with self.host.card():
+                self._check()
+                self._tell(phase="starting the trainer")
+                for event in launch.follow(launch.command([], settings), self._check, grace_s=GRACE_S):
+                    self._take(event, settings)
+            self._tell(ended="done")
+        except Cancelled:
+            go_on = f"python -m trainer --resume --name {settings['name']!r} --output-dir {settings['output_dir']!r}"
+            steps = self._state.step
+            self._tell(ended="cancelled", message=f"{steps} steps were taken. To go on: {go_on}" if steps else "")
+        except launch.TrainerError as error:
+            self._tell(ended="failed", message=str(error))
+        except Exception as error:  # a thread's exception would reach nobody
+            self._tell(ended="failed", message=f"{type(error).__name__}: {error}")
+
+    def _take(self, event: launch.Event, settings: Mapping[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "step":
+            self._step(event)
+        elif kind == "phase" and event["name"] in PHASES and not self._is_cancelled.is_set():
+            self._tell(phase=PHASES[event["name"]])
+        elif kind == "sample":
+            self._tell(samples={**self._state.samples, event["kind"]: Path(event["path"])})
+        elif kind == "warning":
+            self._tell(warnings=[*self._state.warnings, event["message"]])
+        elif kind == "done":
+            self._done(event, settings)
+
+    def _step(self, event: launch.Event) -> None:
+        loss, ratio = event["risk_unlabeled"], event["ratio"]
+        left = (event["of"] - event["step"]) * event["s_per_step"] if event.get("s_per_step") else None
+        with self._changed:
+            self._state.unlabeled.append(loss)
+            self._state.sensitive.append(None if ratio is None or loss is None else ratio * loss)
+        self._tell(step=event["step"], of=event["of"], seconds_left=left)
+
+    def _done(self, event: launch.Event, settings: Mapping[str, Any]) -> None:
+        recipe = ", ".join(f"{name} {settings[name]}" for name in ("objective", "steps", "prior", "temperature"))
+        rates = [line for line in event["summary"].splitlines() if not line.startswith(("LoRA:", "report:"))]
+        picture = self._state.samples.get("after")
+        description = "\n".join([f"Made with PU Unlearn: {recipe}.", *rates])
+        target = page_host.publish(
+            Path(event["lora"]), self.host.lora_folder(), picture=picture, description=description
+        )
+        report = Path(self._downloads.name) / f"{target.stem}-report.html"
+        lora = Path(self._downloads.name) / target.name
+        shutil.copyfile(target, lora)
+        shutil.copyfile(event["report"], report)
+        words = [*rates, f"The LoRA is {target}", f"In a prompt: <lora:{target.stem}:1>"]
+        self._tell(files=[lora, report], message="\n".join(words))

@@ -1,0 +1,75 @@
+"""What the page needs of whoever shows it, a webui or `python -m trainer ui`, and where its LoRAs go."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from . import launch, results
+
+INSTALL = Path(__file__).resolve().parents[1] / "install.py"
+PREVIEW_PX = 512
+
+
+@dataclass(frozen=True)
+class Host:
+    checkpoints: Callable[[], Mapping[str, Path]]  # name -> file
+    roots: Sequence[Path]  # absolute; folders of images lie below one of these
+    output: Path  # where run folders go
+    lora_folder: Callable[[], Path]  # where LoRAs are listed
+    card: Callable[[], AbstractContextManager[Any]]  # held while a training runs
+
+
+def missing() -> list[str]:
+    """What the trainer lacks in the Python that would run it, as far as can be told without starting it."""
+    if launch.python() != sys.executable:
+        return []
+    return runpy.run_path(str(INSTALL))["findings"]()
+
+
+def free_name(host: Host, name: str) -> str:
+    """name, or name-2, name-3, …: nothing is overwritten, neither a run nor a LoRA of that name."""
+    number, candidate = 1, name
+    while _is_used(host, candidate):
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def _is_used(host: Host, name: str) -> bool:
+    files = [folder / f"{name}{suffix}" for folder in (host.output, host.lora_folder()) for suffix in _SUFFIXES]
+    return any(path.exists() for path in (host.output / name, *files))
+
+
+_SUFFIXES = (".safetensors", ".preview.png", ".json")
+
+
+def publish(lora: Path, folder: Path, *, picture: Path | None, description: str) -> Path:
+    """Put a LoRA where it is listed, with the picture and the notes that webuis show. Returns: the file there."""
+    target = folder / lora.name
+    if target != lora:
+        results.write(target, lora.read_bytes())
+    if picture is not None:
+        with Image.open(picture) as found:
+            preview = found.convert("RGB")
+        preview.thumbnail((PREVIEW_PX, PREVIEW_PX))
+        preview.save(target.with_name(f"{target.stem}.preview.png"))
+    notes = {
+        "description": description,
+        "sd version": "SD1",
+        "activation text": "",
+        "preferred weight": 1.0,
+        "negative text": "",
+        "notes": "",
+    }
+    text = json.dumps(notes, indent=4, ensure_ascii=False)
+    results.write(target.with_name(f"{target.stem}.json"), text.encode())
+    return target

@@ -42,7 +42,7 @@ def demo() -> dict[str, Any]:
 
 def defaults(checkpoint: str) -> dict[str, Any]:
     """What the form starts with for a checkpoint."""
-    plain = {name: field.get("default") for name, field in fields().items()}
+    plain = {name: None if widgets.may_be_absent(field) else field.get("default") for name, field in fields().items()}
     return {**plain, **demo()} if checkpoint == DEMO else plain
 
 
@@ -83,7 +83,7 @@ def value_of(field: Mapping[str, Any], value: Any) -> Any:
     """A value as the schema wants it. Raises: ValueError in a sentence for people."""
     kind = widgets.kind_of(field)
     if value in (None, ""):
-        if field.get("default", "") is None:
+        if widgets.may_be_absent(field):
             return None
         raise ValueError("must not be empty")
     if kind == "boolean":
@@ -118,7 +118,10 @@ def _number(field: Mapping[str, Any], value: Any, kind: str) -> float | int:
     except (TypeError, ValueError):
         raise ValueError("must be a whole number" if kind == "integer" else "must be a number") from None
     found = int(found) if kind == "integer" else found
-    limits = {**next((option for option in field.get("anyOf", []) if option["type"] != "null"), {}), **field}
+    limits = {
+        **next((option for option in field.get("anyOf", []) if option["type"] in ("integer", "number")), {}),
+        **field,
+    }
     rules = {
         "minimum": ("at least", lambda limit: found >= limit),
         "exclusiveMinimum": ("greater than", lambda limit: found > limit),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def kind_of(field: dict[str, Any]) -> str:
 
 def limits(field: dict[str, Any]) -> tuple[float | None, float | None]:
     """Smallest and largest value; an exclusive limit is moved by a ten-thousandth."""
-    field = {**field, **_number(field)}
+    field = {**field, **numeric(field)}
     low = field.get("minimum", field.get("exclusiveMinimum"))
     high = field.get("maximum", field.get("exclusiveMaximum"))
     if "exclusiveMinimum" in field and kind_of(field) == "number":
@@ -43,13 +44,14 @@ def limits(field: dict[str, Any]) -> tuple[float | None, float | None]:
     return low, high
 
 
-def _number(field: dict[str, Any]) -> dict[str, Any]:
+def numeric(field: Mapping[str, Any]) -> dict[str, Any]:
     """The numeric one of a field's types: those that may also be "auto" or unset keep their limits there."""
     return next((option for option in field.get("anyOf", []) if option.get("type") in ("integer", "number")), {})
 
 
-def _may_be_absent(field: dict[str, Any]) -> bool:
-    return field.get("default", "") is None or (field.get("default") == "auto" and bool(_number(field)))
+def may_be_absent(field: Mapping[str, Any]) -> bool:
+    """Whether a setting need not be given: unset or estimated is then what the trainer makes of it."""
+    return field.get("default", "") is None or (field.get("default") == "auto" and bool(numeric(field)))
 
 
 def make(io: Any, name: str, **changes: Any) -> Any:
@@ -74,7 +76,7 @@ def make(io: Any, name: str, **changes: Any) -> Any:
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
     """Widget values as settings: 0 and empty text mean "not set" where a setting may be, which the trainer knows."""
-    optional = {name for name, field in fields().items() if _may_be_absent(field)}
+    optional = {name for name, field in fields().items() if may_be_absent(field)}
     return {name: None if name in optional and not value else value for name, value in values.items()}
 
 

@@ -118,10 +118,7 @@ def _number(field: Mapping[str, Any], value: Any, kind: str) -> float | int:
     except (TypeError, ValueError):
         raise ValueError("must be a whole number" if kind == "integer" else "must be a number") from None
     found = int(found) if kind == "integer" else found
-    limits = {
-        **next((option for option in field.get("anyOf", []) if option["type"] in ("integer", "number")), {}),
-        **field,
-    }
+    limits = {**widgets.numeric(field), **field}
     rules = {
         "minimum": ("at least", lambda limit: found >= limit),
         "exclusiveMinimum": ("greater than", lambda limit: found > limit),

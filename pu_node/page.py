@@ -132,12 +132,10 @@ def _widget(name: str, value: Any) -> Any:
     """One input made from the schema. Limits are held by `form`, which says them beside the field."""
     field = form.fields()[name]
     label = LABELS.get(name, name.replace("_", " ").capitalize())
-    shared = {
-        "value": value,
-        "label": label,
-        "info": field["description"].replace("auto:", "empty:"),
-        "elem_id": f"pu_unlearn_{name}",
-    }
+    info = field["description"]
+    if widgets.may_be_absent(field):
+        info = info.replace("auto:", "empty:")
+    shared = {"value": value, "label": label, "info": info, "elem_id": f"pu_unlearn_{name}"}
     kind = widgets.kind_of(field)
     if kind == "combo":
         return gr.Dropdown(list(field["enum"]), **shared)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from trainer import findings, judges
@@ -296,6 +297,24 @@ def test_wrong_options(options, said, trainer):
     done = trainer("evaluate", *options)
     assert done.returncode == 2
     assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_judge_that_cannot_be_had_is_told_before_the_pictures(tmp_path, trainer):
+    done = trainer("evaluate", "--out", tmp_path / "o", "--judge", tmp_path, "--sensitive-labels", "x")
+    assert done.returncode == 2
+    assert "is no image classifier here" in done.stderr
+    assert not (tmp_path / "o" / "pictures").exists()
+
+
+def test_out_of_memory_has_its_code(tmp_path, trainer, monkeypatch):
+    def full(*arguments, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trainer.studio.pictures", full)
+    done = trainer("evaluate", "--out", tmp_path, "--n", 2)
+    assert done.returncode == 3
+    assert "out of memory. Try" in done.stderr
     assert "Traceback" not in done.stderr
 
 

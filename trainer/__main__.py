@@ -68,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, errors.Stopped):
         print("stopped", file=sys.stderr)
         return errors.STOPPED
+    except Exception as error:  # of a command beside training, which tells its own
+        from .memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print("error: out of memory. Try a smaller --resolution, or --device cpu.", file=sys.stderr)
+        return errors.OUT_OF_MEMORY
 
 
 def train_command(invocation: Invocation) -> int:

@@ -1,6 +1,6 @@
 """The command `evaluate`: does the LoRA really unlearn? Rates before and after, quality, drift, strengths, attacks.
 
-Order of work: all pictures are made and saved, then the model goes and the judge comes: both need not fit at once.
+All pictures are made and saved before anyone looks at them: model and judge need not fit into memory at once.
 """
 
 import json
@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> Findings:
     """Make the pictures, judge them, write evaluate.json and evaluate.html below options.out."""
-    shots = _pictures(options, base, unlearned, progress)
     look = _features(options, base, progress)
-    judge = _judge(options, look)
+    judge = _judge(options, look)  # before the pictures: one that cannot be had is told before the long work
+    shots = _pictures(options, base, unlearned, progress)
     verdicts: dict[int, np.ndarray] = {}
 
     def normal(paths: list[Path]) -> np.ndarray | None:

@@ -71,7 +71,7 @@ def strengths(shots: Shots, normal: Normal) -> list[dict[str, Any]]:
 
     if not shots.strengths:
         return []
-    plain = shots.retained_at.get(0.0) or shots.strengths.get(0.0) or shots.before
+    plain = [path for before, _ in shots.retained.values() for path in before] or shots.before
     found = []
     for strength, paths in shots.strengths.items():
         moved = shots.retained_at[strength] or paths

@@ -89,9 +89,10 @@ ALLOWED = {
     "attacks": {"before_after", "config", "console", "dataset", "diffusion", "encode", "model", "ranks", "run_dir"}
     | {"sample", "studio", "train"},
     "evaluate_options": {"builtin", "config", "sample"},
-    "findings": {"evaluate", "evaluate_options", "judges", "page", "quality", "sample", "stats"},
-    "evaluate": {"attacks", "builtin", "console", "dataset", "evaluate_options", "features", "findings", "hub"}
-    | {"judges", "memory", "model", "quality", "stopping", "studio", "switches"},
+    "shots": {"attacks", "console", "evaluate_options", "model", "studio"},
+    "findings": {"shots", "evaluate_options", "judges", "page", "quality", "sample", "stats"},
+    "evaluate": {"builtin", "console", "dataset", "evaluate_options", "features", "findings", "hub", "judges", "memory"}
+    | {"model", "quality", "shots", "stopping", "switches"},
     "compare": {"builtin", "command_line", "config", "console", "evaluate_options", "page", "report", "run_dir"},
     "ui": set(),
     # its other commands are imported by name: see COMMANDS

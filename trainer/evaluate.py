@@ -6,7 +6,7 @@ All pictures are made and saved before anyone looks at them: model and judge nee
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,10 @@ from .evaluate_options import Options
 from .files import write_text
 from .findings import Findings
 from .model import Base
+from .shots import Shots, take
 from .stopping import follow_parent
 
 Look = tuple[Callable[[Sequence[Path]], np.ndarray], str]  # image files -> features, and their name
-FEW = 100  # pictures for each strength, paraphrase and attack, at most
-RETAINED = 16  # of each retained prompt: drift is an average over pixels, it needs few
-
-
-@dataclass
-class Shots:
-    """Pictures by what they are for. Each value: files of the same seeds, in their order."""
-
-    before: list[Path] = field(default_factory=list)
-    after: list[Path] = field(default_factory=list)
-    retained: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)  # prompt -> before, after
-    paraphrases: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)
-    strengths: dict[float, list[Path]] = field(default_factory=dict)
-    retained_at: dict[float, list[Path]] = field(default_factory=dict)  # strength -> of all retained prompts
-    relearned: dict[str, list[tuple[int, list[Path]]]] = field(default_factory=dict)  # model -> (steps, pictures)
-    inverted: dict[str, list[Path]] = field(default_factory=dict)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,7 +48,7 @@ def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Pro
     """Make the pictures, judge them, write evaluate.json and evaluate.html below options.out."""
     look = _features(options, base, progress)
     judge = _judge(options, look)  # before the pictures: one that cannot be had is told before the long work
-    shots = _pictures(options, base, unlearned, progress)
+    shots = take(options, base, unlearned, progress)
     verdicts: dict[int, np.ndarray] = {}
 
     def normal(paths: list[Path]) -> np.ndarray | None:
@@ -93,74 +78,6 @@ def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Pro
     found = findings.write(options, shots, found)
     write_text(options.out / "evaluate.json", json.dumps(found.numbers, indent=1, ensure_ascii=False) + "\n")
     return found
-
-
-def _pictures(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> Shots:
-    from .studio import Settings, Studio
-
-    settings = Settings(options.resolution, options.steps, options.guidance, options.clip_skip)
-    seeds = list(range(options.first_seed, options.first_seed + options.n))
-    few, fewest = seeds[:FEW], seeds[:RETAINED]
-    folder = options.out / "pictures"
-    shots = Shots()
-    studio = Studio(base, options.lora, settings, options.device, options.precision)
-
-    def make(name: str, prompt: str, wanted: Sequence[int], strength: float) -> list[Path]:
-        return studio.make(folder / name, prompt, wanted, strength=strength, progress=progress)
-
-    shots.before = make("before", options.prompt, seeds, 0)
-    kept = {p: make(f"retain-{i}-before", p, fewest, 0) for i, p in enumerate(options.retain_prompts)}
-    other = {p: make(f"paraphrase-{i}-before", p, few, 0) for i, p in enumerate(options.paraphrases)}
-    if unlearned:
-        studio.close()
-        studio = Studio(unlearned, None, settings, options.device, options.precision)
-    strength = options.strength
-    shots.after = make("after", options.prompt, seeds, strength)
-    shots.retained = {
-        p: (kept[p], make(f"retain-{i}-after", p, fewest, strength)) for i, p in enumerate(options.retain_prompts)
-    }
-    shots.paraphrases = {
-        p: (other[p], make(f"paraphrase-{i}-after", p, few, strength)) for i, p in enumerate(options.paraphrases)
-    }
-    for s in options.strengths:
-        shots.strengths[s] = make(f"strength-{s:g}", options.prompt, few, s)
-        shots.retained_at[s] = [
-            path for i, p in enumerate(options.retain_prompts) for path in make(f"retain-{i}-{s:g}", p, fewest, s)
-        ]
-    if options.invert:
-        from . import attacks
-
-        for kind, s in (("with the LoRA", strength), ("base model", 0.0)):
-            shots.inverted[kind] = attacks.invert(
-                studio,
-                options.sensitive,
-                options.out / "invert" / kind,
-                prompt=options.prompt,
-                strength=s,
-                steps=options.invert,
-                seeds=few,
-                progress=progress,
-            )
-    studio.close()
-    if options.relearn:
-        _relearn(options, base, shots, few, progress)
-    return shots
-
-
-def _relearn(options: Options, base: Base, shots: Shots, seeds: list[int], progress: Progress) -> None:
-    from . import attacks
-
-    for kind, start in (("with the LoRA", options.lora), ("base model", None)):
-        shots.relearned[kind] = attacks.relearn(
-            base,
-            start,
-            options.sensitive,
-            options.out / "relearn" / kind,
-            prompt=options.prompt,
-            config=options.attack(),
-            seeds=seeds,
-            progress=progress,
-        )
 
 
 def _judge(options: Options, look: Look) -> Any:

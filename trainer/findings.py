@@ -16,8 +16,8 @@ from .sample import save_grid
 from .stats import paired, wilson
 
 if TYPE_CHECKING:
-    from .evaluate import Shots
     from .evaluate_options import Options
+    from .shots import Shots
 
 ALPHA = 0.05
 DOUBTS = ("This judge", "nobody judges", "not measured", "quality:", "pictures show no difference", "pictures are few")

@@ -82,9 +82,9 @@ def read(
 def value_of(field: Mapping[str, Any], value: Any) -> Any:
     """A value as the schema wants it. Raises: ValueError in a sentence for people."""
     kind = widgets.kind_of(field)
+    if widgets.may_be_absent(field) and not value:
+        return None  # an empty number is 0 in gradio 3, and never a legal value of these
     if value in (None, ""):
-        if widgets.may_be_absent(field):
-            return None
         raise ValueError("must not be empty")
     if kind == "boolean":
         return bool(value)

@@ -56,7 +56,7 @@ def test_settings_are_what_the_trainer_takes(tmp_path):
 
 def test_what_is_wrong_is_said_by_field(tmp_path):
     bad = {"prior": 2, "steps": 1.5, "rank": None, "lr": "x", "temperature": float("nan"), "name": "../x", "crops": 65}
-    bad |= {"objective": "best", "resolution": 100, "prompt": "two\nlines", "seed": 2**32, "min_snr_gamma": 0}
+    bad |= {"objective": "best", "resolution": 100, "prompt": "two\nlines", "seed": 2**32, "min_snr_gamma": -1}
     _, problems = form.read(own(tmp_path, preset="huge", **bad), {}, [tmp_path])
     assert problems.pop("checkpoint") == "must be in the list; refresh it"
     assert problems.pop("preset").startswith("must be one of auto, low VRAM")
@@ -270,3 +270,12 @@ def test_the_webuis_script_is_thin():
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported == {"importlib", "importlib.util", "sys", "pathlib", "modules"}
     assert len((ROOT / "scripts" / "pu_unlearn.py").read_text().splitlines()) < 40
+
+
+@pytest.mark.parametrize("empty", [None, "", 0, 0.0])
+def test_an_empty_number_is_left_to_the_trainer(empty):
+    """gradio 3 sends 0 for it, the others null."""
+    settings, problems = form.read(values(prior=empty, min_snr_gamma=empty), {}, [])
+    assert not problems
+    assert settings["prior"] is None
+    assert settings["min_snr_gamma"] is None

@@ -80,7 +80,7 @@ def test_commands_are_run_once_and_stop_at_the_first_failure(tmp_path):
 def test_small_scale_trains_measures_and_repeats_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = reproduce.read("mnist-even", "small")
-    small.settings.update(pictures=20, sampler_steps=2)
+    small.settings.update(pictures=20, sampler_steps=2, versions=2)
     small.settings["counts"] = {"unlabeled_normal": 40, "unlabeled_sensitive": 4, "sensitive": 6, "test": 30}
     monkeypatch.setattr(reproduce, "read", lambda name, scale: small)
     words = ["reproduce", "mnist-even", "--scale", "small", "--steps", "2", "--seeds", "0", "--out", str(tmp_path)]
@@ -93,7 +93,7 @@ def test_small_scale_trains_measures_and_repeats_nothing(tmp_path, monkeypatch, 
     assert "of 30 normal" in found["judge"]
     assert found["recipe"]["settings"]["train"]["steps"] == 2
     assert (out / "reproduce.html").read_text().count("data:image/png") == 3
-    assert len(list((out / "data" / "unlabeled").iterdir())) == 44
+    assert len(list((out / "data" / "unlabeled").iterdir())) == 88
     made = (out / "pu-seed0.json").stat().st_mtime_ns
     assert main(words) == 0
     assert (out / "pu-seed0.json").stat().st_mtime_ns == made
@@ -194,6 +194,23 @@ def test_folders_keep_kinds_apart(tmp_path):
     kinds, many = {"normal": [0, 2, 4, 6, 8], "sensitive": [1]}, datasets.Counts(9000, 1, 1, 1)
     with pytest.raises(UserError, match="digits: 9000 normal images are wanted, it has 2000"):
         datasets.write_folders("digits", tmp_path, tmp_path, **kinds, counts=many, size_px=32)
+
+
+def test_versions_are_of_the_images_that_were_drawn(tmp_path):
+    """The first of each is the image itself; the others differ a little, and are the same in every run."""
+    kinds = {"normal": [0, 2, 4, 6, 8], "sensitive": [1, 3, 5, 7, 9], "counts": datasets.Counts(12, 4, 5, 6)}
+    for root, versions in (("one", 1), ("three", 3), ("again", 3)):
+        datasets.write_folders("digits", tmp_path, tmp_path / root, **kinds, size_px=32, versions=versions)
+    read = lambda root, kind: [np.asarray(Image.open(p)) for p in sorted((tmp_path / root / kind).glob("*.png"))]  # noqa: E731
+    for kind, n in (("unlabeled", 16), ("sensitive", 5)):
+        one, three, again = (read(root, kind) for root in ("one", "three", "again"))
+        assert (len(one), len(three)) == (n, 3 * n)
+        assert all(np.array_equal(a, b) for a, b in zip(one, three, strict=False))
+        assert all(np.array_equal(a, b) for a, b in zip(three, again, strict=True))
+        plain, varied = np.array(three[:n], int), np.array(three[n : 2 * n], int)
+        assert all(np.abs(plain - varied).mean((1, 2)) > 0)
+        assert np.abs(plain - varied).mean() < 0.9 * np.abs(plain - np.roll(varied, 1, 0)).mean()
+    assert len(read("three", "labeled/normal")) == 6
 
 
 def test_a_dataset_that_cannot_be_had(tmp_path, monkeypatch):

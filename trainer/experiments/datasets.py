@@ -4,12 +4,13 @@ Downloaded and read by torchvision; `digits` ships with the project. Folders, be
 folders, and so that anyone can look at what hides where.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..builtin import digits
 from ..errors import UserError
@@ -45,7 +46,7 @@ def load(name: str, root: Path, *, train: bool) -> Labeled:
     """One split of a dataset. Raises: UserError where torchvision or the download is missing."""
     if name == "digits":
         parts = [digits.load(part) for part in (("model", "folders") if train else ("held_out",))]
-        return Labeled(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
+        return Labeled(_bordered(np.concatenate([p.images for p in parts])), np.concatenate([p.labels for p in parts]))
     try:
         from torchvision import datasets
     except ImportError:
@@ -53,7 +54,7 @@ def load(name: str, root: Path, *, train: bool) -> Labeled:
     try:
         if name == "mnist":
             found = datasets.MNIST(root, train=train, download=True)
-            return Labeled(found.data.numpy(), found.targets.numpy())
+            return Labeled(_bordered(found.data.numpy()), found.targets.numpy())
         if name == "cifar10":
             found = datasets.CIFAR10(root, train=train, download=True)
             return Labeled(found.data, np.array(found.targets))
@@ -67,6 +68,11 @@ def load(name: str, root: Path, *, train: bool) -> Labeled:
     except (OSError, RuntimeError) as error:  # no network, a damaged or missing file
         raise UserError(f"{name}: cannot be had ({str(error).splitlines()[0]}); put its files into {root}") from None
     raise UserError(f"{name}: no such dataset")
+
+
+def _bordered(images: np.ndarray) -> np.ndarray:
+    """MNIST's 28 px as 32: sizes that halve well, and room to turn a digit."""
+    return np.pad(images, ((0, 0), (2, 2), (2, 2)))
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,14 @@ def write_folders(
     sensitive: Sequence[int],
     counts: Counts,
     size_px: int,
+    versions: int = 1,
 ) -> dict[str, Path]:
     """Draw the images of an experiment, write those that are not there yet.
 
-    Args: source: where the dataset's own files are. normal, sensitive: classes of each kind.
+    Args:
+        source: where the dataset's own files are.
+        normal, sensitive: classes of each kind.
+        versions: of each image to train on, a little turned, scaled and moved: few images are else learned by heart.
     Returns: unlabeled and sensitive (to train on), normal and labeled (to measure with; labeled/normal is normal).
     Raises: UserError if the dataset has too few images.
     """
@@ -103,8 +113,8 @@ def write_folders(
     n, hidden = counts.unlabeled_normal, counts.unlabeled_sensitive
     _enough(name, "normal", n, len(of_normal))
     _enough(name, "sensitive", hidden + counts.sensitive, len(of_sensitive))
-    _write(train, rng.permutation([*of_normal[:n], *of_sensitive[:hidden]]), folders["unlabeled"], size_px)
-    _write(train, of_sensitive[hidden : hidden + counts.sensitive], folders["sensitive"], size_px)
+    _write(train, rng.permutation([*of_normal[:n], *of_sensitive[:hidden]]), folders["unlabeled"], size_px, versions)
+    _write(train, of_sensitive[hidden : hidden + counts.sensitive], folders["sensitive"], size_px, versions)
     test = load(name, source, train=False)
     for kind, classes in (("normal", normal), ("sensitive", sensitive)):
         _write(test, _indices(test, classes, rng)[: counts.test], root / "labeled" / kind, size_px)
@@ -120,21 +130,31 @@ def _enough(name: str, kind: str, wanted: int, found: int) -> None:
         raise UserError(f"{name}: {wanted} {kind} images are wanted, it has {found}")
 
 
-def _write(data: Labeled, indices: Sequence[int], folder: Path, size_px: int) -> None:
-    """As 00000.png, …: the name tells nothing. A square from the middle, scaled down; a smaller one gets a border."""
+def _write(data: Labeled, indices: Sequence[int], folder: Path, size_px: int, versions: int = 1) -> None:
+    """As 00000.png, …: the name tells nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    for place, i in enumerate(indices):
+    for place, (version, i) in enumerate(itertools.product(range(versions), indices)):
         path = folder / f"{place:05d}.png"
-        if path.exists():
-            continue
-        image = data.image(int(i))
-        _square(image, size_px).save(path)
+        if not path.exists():
+            _square(_varied(data.image(int(i)), version, int(i)), size_px).save(path)
+
+
+def _varied(image: Image.Image, version: int, number: int) -> Image.Image:
+    """Turned by up to 15 degrees, scaled by a tenth, moved by a sixteenth at most; version 0 is the image itself."""
+    if version == 0:
+        return image
+    chance = np.random.default_rng([SPLIT_SEED, version, number])
+    angle, scale = np.deg2rad(chance.uniform(-15, 15)), chance.uniform(0.9, 1.1)
+    middle = np.array(image.size) / 2
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
+    shift = middle - turn @ (middle + chance.uniform(-1, 1, 2) * np.array(image.size) / 16)
+    rows = np.column_stack([turn, shift])
+    return image.transform(image.size, Image.Transform.AFFINE, rows.ravel(), Image.Resampling.BICUBIC)
 
 
 def _square(image: Image.Image, size_px: int) -> Image.Image:
+    """The largest square in the middle, scaled to size_px."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
-    if side >= size_px:
-        return image.resize((size_px, size_px), Image.Resampling.LANCZOS) if side > size_px else image
-    return ImageOps.expand(image, (size_px - side) // 2)
+    return image if side == size_px else image.resize((size_px, size_px), Image.Resampling.LANCZOS)

@@ -137,6 +137,7 @@ def run(
         sensitive=settings["sensitive"],
         counts=datasets.Counts(**settings["counts"]),
         size_px=settings["size_px"],
+        versions=settings["versions"],
     )
     started = time.perf_counter()
     unet, flips = pixel_run.train(settings, objective, seed, folders, options.device, progress)

@@ -198,8 +198,8 @@ def test_evaluate_takes_no_file_from_elsewhere(server):
     _, last = server.run({"1": {"class_type": "PUEvaluate", "inputs": inputs}})
     assert last[0] == "execution_error", last
     assert "is no LoRA of this ComfyUI" in str(last)
-    _, last = server.run({"1": {"class_type": "PUEvaluate", "inputs": {**EVALUATE, "lora_name": "../x.safetensors"}}})
-    assert last[0] != "execution_success"
+    node = {"class_type": "PUEvaluate", "inputs": {**EVALUATE, "lora_name": "../x.safetensors"}}
+    assert "is no LoRA of this ComfyUI" in server.post("prompt", {"prompt": {"1": node}})["refused"]
 
 
 MAKE = {

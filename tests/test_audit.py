@@ -71,7 +71,7 @@ def test_too_few_to_tell_is_said(digit_folders, tmp_path, capsys):
     words = ["prior", "--base", "builtin", "--resolution", "64", "--output-dir", str(tmp_path)]
     words += ["--unlabeled", str(digit_folders["unlabeled"]), "--sensitive", str(digit_folders["sensitive"])]
     assert main(words) == 0
-    assert "Too few images to tell" in capsys.readouterr().out
+    assert "are too few to tell the prior" in capsys.readouterr().out
     assert not (tmp_path / "pu-lora-audit" / "cache").exists()  # latents of private images
 
 

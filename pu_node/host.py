@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from . import launch
 from .widgets import DEMO
 
 PREVIEW_PX = 512
@@ -143,6 +144,20 @@ class Progress:
     def show(self, done: int, panel: Image.Image | None = None) -> None:
         preview = None if panel is None else ("JPEG", panel, PREVIEW_PX)
         self._bar.update_absolute(done, self.total, preview)
+
+
+def answer(command: str, settings: Mapping[str, Any], words: Sequence[str] = ()) -> launch.Event:
+    """Run a command of the trainer other than training, under a progress bar. Returns: its last event, the result.
+
+    Args: words: what the command takes without a name.
+    """
+    progress = event = None
+    for event in launch.follow(launch.command([command, *words], settings), check):
+        if event["event"] == "phase" and event["total"]:
+            if progress is None or progress.total != event["total"]:
+                progress = Progress(event["total"])
+            progress.show(event["done"])
+    return event
 
 
 def load_lora(path: str | Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import launch
 from .nodes_train import CATEGORY, Dataset, checkpoints
 
 
@@ -50,12 +49,5 @@ class PUAudit(io.ComfyNode):
         elif dataset and "base" in dataset:  # made by the demo, see PUMakeData
             settings |= dataset
         host.make_room()
-        progress = found = None
-        for event in launch.follow(launch.command(["audit"], settings), host.check):
-            if event["event"] == "phase":
-                if progress is None or progress.total != event["total"]:
-                    progress = host.Progress(event["total"])
-                progress.show(event["done"])
-            elif event["event"] == "audit":
-                found = event
+        found = host.answer("audit", settings)
         return io.NodeOutput(host.image(host.opened(found["sheet"])), found["text"], found["prior"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import launch
 from .nodes_apply import FROM_INPUT
 from .nodes_train import CATEGORY, checkpoints
 
@@ -86,13 +85,6 @@ class PUEvaluate(io.ComfyNode):
             "out": str(host.output_root() / f"{lora.stem}-evaluate"),
         }
         host.make_room()
-        progress = found = None
-        for event in launch.follow(launch.command(["evaluate"], settings), host.check):
-            if event["event"] == "phase":
-                if progress is None or progress.total != event["total"]:
-                    progress = host.Progress(event["total"])
-                progress.show(event["done"])
-            elif event["event"] == "evaluate":
-                found = event
+        found = host.answer("evaluate", settings)
         rates = [found[kind]["rate"] if kind in found else -1.0 for kind in ("before", "after")]
         return io.NodeOutput(host.image(host.opened(found["picture"])), found["text"], *rates)

@@ -6,7 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import launch
 from .nodes_train import CATEGORY, Dataset, checkpoints
 
 SAMPLERS = ("ddim", "pndm", "dpm++", "euler_a")
@@ -82,7 +81,7 @@ class PUMakeData(io.ComfyNode):
         if base is not None:  # the demo has a size and a guidance of its own
             settings |= {"base": str(base), "resolution": resolution, "guidance": guidance}
         host.make_room()
-        done = _make(settings)
+        done = host.answer("make-data", settings)
         dataset = {
             **{name: done[name] for name in ("unlabeled", "sensitive", "prompt", "resolution")},
             "sensitive_prompt": None,
@@ -91,17 +90,3 @@ class PUMakeData(io.ComfyNode):
         if base is None:
             dataset["base"] = "builtin"  # so that the demo trains on these instead of its own
         return io.NodeOutput(dataset, host.image(host.opened(done["sheet"])), done["text"], done["prior"])
-
-
-def _make(settings: dict[str, Any]) -> launch.Event:
-    """Run the command. Returns: its last event."""
-    from . import host
-
-    progress = done = None
-    for event in launch.follow(launch.command(["make-data"], settings), host.check):
-        if event["event"] == "phase" and event["name"] == "make-data":
-            progress = progress or host.Progress(event["total"])
-            progress.show(event["done"])
-        elif event["event"] == "done":
-            done = event
-    return done

@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 AUX_ID = "pu-unlearn/pu-unlearn"
 OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
-OURS |= {"PUMakeData", "PUAudit", "PUEvaluate"}
+OURS |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns"}
 
 # node -> widgets in the order of its schema, then link inputs (name, type), then outputs (name, type)
 NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]] = {
@@ -61,6 +61,7 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
         [("path", "STRING")],
         [("before_after", "IMAGE"), ("report", "STRING"), ("rate_before", "FLOAT"), ("rate_after", "FLOAT")],
     ),
+    "PUCompareRuns": (["runs"], [("path", "STRING")], [("curves", "IMAGE"), ("report", "STRING")]),
     "PUMakeData": (
         [
             "checkpoint",

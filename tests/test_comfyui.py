@@ -36,7 +36,7 @@ def test_loads_without_a_word(server):
     ours = [line for line in log.splitlines() if "pu-unlearn" in line or "PU Unlearn" in line]
     assert len(ours) == 1, ours  # its import time
     names = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
-    names |= {"PUMakeData", "PUAudit", "PUEvaluate"}
+    names |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns"}
     assert names <= server.get("object_info").keys()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import findings, judges
+from trainer import findings, judges, quality
 from trainer.__main__ import main
 from trainer.builtin import digits
 from trainer.judges import Accuracy, Judge
@@ -179,6 +179,34 @@ def test_a_classifier_of_ones_own_comes_with_its_accuracy(tmp_path, lora, capsys
     assert f"right on {accuracy.normal_right} of {accuracy.normal} normal" in said
     assert "components of the base model's own features" in said
     assert "pip install torch-fidelity" in said
+
+
+def random_weights(network, _):
+    """So large that something comes through a hundred layers."""
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+
+
+def test_fid_and_kid_by_torch_fidelity(tmp_path, monkeypatch):
+    """Its own sums on a network of random weights: nearer pictures are nearer, whatever the sizes of the real ones."""
+    network = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setattr(network, "load_state_dict_from_url", lambda *_, **__: {})
+    monkeypatch.setattr(network.FeatureExtractorInceptionV3, "load_state_dict", random_weights)
+    found = digits.load("held_out")
+    even, odd = (found.images[found.labels % 2 == kind] for kind in (0, 1))
+    for name, images in {"real": even[:12], "even": even[12:24], "odd": 255 - odd[:12]}.items():
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            size = (40, 28 + i) if name == "real" else (28, 28)
+            Image.fromarray(image).resize(size).convert("RGB").save(tmp_path / name / f"{i}.png")
+    pictures = {name: tmp_path / name for name in ("even", "odd")}
+    result, why = quality.inception(pictures, tmp_path / "real", on_gpu=False)
+    assert why is None
+    assert [d.name for d in result["even"]] == ["FID", "KID"]
+    for near, far in zip(result["even"], result["odd"], strict=True):
+        assert near.value < far.value
 
 
 def test_a_classifier_at_chance_gives_no_rate(tmp_path, lora, capsys):

@@ -93,7 +93,8 @@ ALLOWED = {
     "findings": {"shots", "evaluate_options", "judges", "page", "quality", "sample", "stats"},
     "evaluate": {"builtin", "console", "dataset", "evaluate_options", "features", "findings", "hub", "judges", "memory"}
     | {"model", "quality", "shots", "stopping", "switches"},
-    "compare": {"builtin", "command_line", "config", "console", "evaluate_options", "page", "report", "run_dir"},
+    "compare": {"builtin", "command_line", "config", "console", "evaluate_options", "page", "report", "run_dir"}
+    | {"stopping"},
     "ui": set(),
     # its other commands are imported by name: see COMMANDS
     "__main__": {"before_after", "builtin", "command_line", "config", "console", "data", "dataset", "hub", "memory"}

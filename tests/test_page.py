@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from random_checkpoint import SMALL, write
 
 from pu_node import form, job, launch, page_host, page_show
 from pu_node.widgets import DEMO
-from trainer import command_line, ui
+from trainer import command_line, lora_file, ui
 from trainer.config import TrainConfig
 from trainer.errors import UserError
 
@@ -166,6 +167,25 @@ def test_a_training_leaves_the_lora_its_picture_and_its_notes(host, monkeypatch,
     assert [path.name for path in state.files] == ["x-2.safetensors", "x-2-report.html"]
     assert state.files[0].read_bytes() == b"weights"
     assert "<lora:x-2:1>" in state.message
+
+
+def test_an_own_checkpoint_and_two_folders_make_a_lora(host, digit_folders, tmp_path):
+    """From what the form holds to the file in the webui's list, by the real trainer."""
+    model = write(tmp_path / "own.safetensors", SMALL)
+    images = Path(digit_folders)
+    quick = {"steps": 2, "batch_unlabeled": 2, "batch_sensitive": 1, "resolution": 64, "prompt": "a digit", "rank": 2}
+    chosen = {"checkpoint": "own", "preset": "auto", "unlabeled": "unlabeled", "sensitive": "sensitive"}
+    settings, problems = form.read({**form.defaults("own"), **chosen, **quick}, {"own": model}, [images])
+    assert not problems
+    work = job.Job(host)
+    work.start(settings)
+    state = ended(work)
+    assert (state.ended, state.step) == ("done", 2), state
+    made = host.lora_folder() / "pu-lora.safetensors"
+    metadata = lora_file.read_metadata(made)
+    assert metadata["ss_sd_model_name"] == "own.safetensors"
+    assert (metadata["ss_num_train_images"], metadata["ss_network_dim"]) == ("15", "2")  # one of 16 is held out
+    assert made.with_name("pu-lora.preview.png").exists()
 
 
 def test_one_training_at_a_time_which_can_be_cancelled(host, monkeypatch):

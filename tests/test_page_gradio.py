@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import random_checkpoint
 from PIL import Image
 
 from pu_node import panel
@@ -89,10 +90,13 @@ def command_for(python, host, data):
 
 
 @pytest.fixture
-def data(tmp_path):
-    """A webui's data folder with a file that is listed as a checkpoint."""
+def data(tmp_path, digit_folders):
+    """A webui's data folder with a checkpoint, a file that only has a checkpoint's name, and two folders of images."""
     for folder in ("models/Lora", "models/Stable-diffusion", "images/few"):
         (tmp_path / folder).mkdir(parents=True)
+    random_checkpoint.write(tmp_path / "models/Stable-diffusion/own.safetensors", random_checkpoint.SMALL)
+    for kind in ("unlabeled", "sensitive"):
+        shutil.copytree(digit_folders / kind, tmp_path / "images" / kind)
     (tmp_path / "models/Stable-diffusion/model.safetensors").write_bytes(b"not really")
     return tmp_path
 
@@ -194,6 +198,7 @@ def test_a_user_trains_cancels_and_trains_again(version, pythons, data, browser,
             user.part("files").locator("a:visible").first.click()
         found = Path(download.value.path()).read_bytes()
         assert found == (lists / "seen-2.safetensors").read_bytes()
+        train_an_own_checkpoint(user, f"{version}-own")
     assert lora_file.read_metadata(lists / "seen-2.safetensors")["ss_output_name"] == "seen-2"
     with Image.open(lists / "seen-2.preview.png") as preview:
         assert max(preview.size) <= 512
@@ -201,8 +206,9 @@ def test_a_user_trains_cancels_and_trains_again(version, pythons, data, browser,
     unload = {"a1111": ["unload_model_weights locked"], "forge": ["unload_all_models locked"]}.get(host)
     load = ["send_model_to_device locked"] if host == "a1111" else []
     if unload:
-        assert (data / "asked.txt").read_text().splitlines() == [*unload, *load, "refresh locked"] * 2
-        assert sorted(p.name for p in lists.rglob("*")) == ["seen-2.json", "seen-2.preview.png", "seen-2.safetensors"]
+        assert (data / "asked.txt").read_text().splitlines() == [*unload, *load, "refresh locked"] * 3
+        made = [f"{name}{suffix}" for name in ("own", "seen-2") for suffix in (".json", ".preview.png", ".safetensors")]
+        assert sorted(p.name for p in lists.rglob("*")) == made
 
 
 def refuse_bad_input(user, data, shot):
@@ -229,6 +235,22 @@ def refuse_bad_input(user, data, shot):
     assert "no images" in user.wait("problem", "images")  # the trainer's own words, without its options
     user.choose("checkpoint", "digits demo")
     assert "Nothing was trained yet" in user.text("status")
+
+
+def train_an_own_checkpoint(user, shot):
+    """A checkpoint from the list, two folders below the root; the plan also says what they hold."""
+    user.choose("checkpoint", "own.safetensors")
+    user.fill("unlabeled", "images/unlabeled")
+    user.fill("sensitive", "images/sensitive")
+    for name, value in {"prompt": "a digit", "name": "own", "steps": 3, "rank": 2}.items():
+        user.fill(name, value)
+    user.page.locator("button:visible, .label-wrap:visible", has_text="More settings").first.click()
+    user.fill("resolution", 64)
+    user.click("plan")
+    assert "unlabeled" in user.wait("planned", "peak")
+    user.click("start")
+    assert "<lora:own:1>" in user.wait("status", "<lora:own:1>")
+    user.shoot(shot)
 
 
 def answer(address, path, **headers):

@@ -17,6 +17,7 @@ from .console import answer
 from .errors import UserError
 from .files import replacing, write_text
 from .run_dir import RunDir
+from .stopping import follow_parent
 
 OWN = {"name", "output_dir", "config", "save_state_every", "keep_states", "keep_cache", "logging_dir"}  # tell nothing
 CURVES = {"ratio": "sensitive / unlabeled loss", "normal_risk": "normal risk R"}
@@ -115,6 +116,8 @@ def main(argv: Sequence[str]) -> int:
     if len(folders) < 2:
         raise UserError("name two runs or more, such as output/a output/b, or --sweep temperature=1,6")
     runs = [read_run(folder) for folder in folders]
+    if options.follow_parent:
+        follow_parent()
     out = options.out or folders[0].parent / "compare.html"
     heads, table = rows(runs)
     write_page(runs, heads, table, out)
@@ -122,7 +125,8 @@ def main(argv: Sequence[str]) -> int:
         out.with_suffix(".json"), json.dumps([dict(zip(heads, row, strict=True)) for row in table], indent=1) + "\n"
     )
     lines = [" | ".join(row) for row in [heads, *table]]
-    answer([*lines, f"page: {out}"], events=False)
+    places = {"page": str(out), "picture": str(out.with_suffix(".png"))}
+    answer([*lines, f"page: {out}"], events=options.events is not None, event="compare", **places)
     return errors.DONE
 
 
@@ -136,6 +140,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sweep", metavar="FIELD=A,B", help="train a run for each value; finished ones are kept")
     parser.add_argument("--out", type=Path, help="HTML file; a .json goes beside it [compare.html beside the runs]")
+    parser.add_argument("--events", choices=("jsonl",), help="the result as one JSON line on stdout")
+    parser.add_argument("--follow-parent", action="store_true", help="end when standard input is closed")
     return parser
 
 

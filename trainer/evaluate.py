@@ -155,7 +155,9 @@ def _quality(options: Options, shots: Shots, look: Look) -> tuple[dict[str, list
     found = quality.distances(sets, real, *look)
     why = None if found else "quality: too few pictures or normal images for a distance"
     if options.normal is not None:
-        by_inception, reason = quality.inception({k: p[0].parent for k, p in sets.items()}, options.normal)
+        folders = {kind: paths[0].parent for kind, paths in sets.items()}
+        on_gpu = memory.choose_device(options.device).type == "cuda"
+        by_inception, reason = quality.inception(folders, options.normal, on_gpu=on_gpu)
         found = {k: [*by_inception.get(k, []), *found.get(k, [])] for k in sets}
         why = why or reason
     return {k: [asdict(d) for d in v] for k, v in found.items()}, why

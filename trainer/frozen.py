@@ -87,10 +87,9 @@ class FrozenLayer(nn.Module):
     def forward(self, x: Tensor, *unused: object) -> Tensor:
         dtype = _arithmetic(x)
         bias = None if self.bias is None else self.bias.to(x.device, dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            if self.how is None:
-                return _Linear.apply(x.to(dtype), self.weight, bias)
-            return _Conv2d.apply(x.to(dtype), self.weight, bias, self.how)
+        if self.how is None:
+            return _Linear.apply(x.to(dtype), self.weight, bias)
+        return _Conv2d.apply(x.to(dtype), self.weight, bias, self.how)
 
 
 def freeze(

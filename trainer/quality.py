@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .judges import load
 from .stats import components, frechet_distance, kernel_distance
@@ -43,10 +44,12 @@ def distances(pictures: dict[str, list[Path]], real: Sequence[Path], features: F
     return result
 
 
-def inception(pictures: dict[str, Path], real: Path) -> tuple[dict, str | None]:
+def inception(pictures: dict[str, Path], real: Path, *, on_gpu: bool) -> tuple[dict, str | None]:
     """FID and KID by torch-fidelity, where it is installed and its network can be had.
 
-    Args: pictures: set -> folder of PNGs. real: folder of normal images.
+    Args:
+        pictures: set -> folder of PNGs, all square and of one size.
+        real: folder of normal images of any size; the square in the middle of each is scaled to the pictures' size.
     Returns: (set -> list of Distance, why there are none).
     """
     try:
@@ -55,18 +58,22 @@ def inception(pictures: dict[str, Path], real: Path) -> tuple[dict, str | None]:
         return {}, "FID and KID need a package: pip install torch-fidelity"
     result = {}
     for kind, folder in pictures.items():
+        made = sorted(folder.glob("*.png"))
+        with Image.open(made[0]) as picture:
+            size_px = picture.width
         try:
             found = calculate_metrics(
                 input1=str(folder),
                 input2=str(real),
                 fid=True,
                 kid=True,
-                kid_subset_size=min(len(list(folder.glob("*.png"))), len(list(real.iterdir())), 1000),
+                kid_subset_size=min(len(made), len(list(real.iterdir())), 1000),
                 samples_find_ext="png,jpg,jpeg,webp,bmp",
+                samples_resize_and_crop=size_px,
                 verbose=False,
-                cuda=False,
+                cuda=on_gpu,
             )
-        except Exception as error:  # no network for its weights, too few images, unequal sizes
+        except Exception as error:  # no network for its weights, too few images
             return {}, f"FID and KID could not be measured ({str(error).splitlines()[0]})"
         result[kind] = [
             Distance("FID", float(found["frechet_inception_distance"])),

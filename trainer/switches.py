@@ -82,7 +82,8 @@ def set_up(
     for parameter in unet.parameters():
         if id(parameter) not in trained:
             parameter.data = parameter.data.to(compute)
-    _plain_norms(unet)
+    if compute != torch.float32:
+        _plain_norms(unet)
     set_up_whole(unet, switches, device=device, say=say)
 
 

@@ -22,6 +22,8 @@ from ..stats import wilson
 from ..switches import Switches
 from . import datasets, pixels
 
+SHOWN_PX = 48  # side of a picture in the grid for eyes; smaller ones are enlarged
+
 
 def train(
     settings: dict[str, Any], objective: str, seed: int, folders: dict[str, Path], device: str, progress: Progress
@@ -59,7 +61,8 @@ def make_pictures(settings: dict[str, Any], unet: pixels.PixelUNet, seed: int, f
     shape = (channels, settings["size_px"], settings["size_px"])
     images = pixels.pictures(unet, pixels.Noise(**settings["noise"]), seeds, shape, steps=settings["sampler_steps"])
     paths = save_images(images[..., 0] if channels == 1 else images, folder, seeds)
-    save_grid(load(paths[:64]), folder.with_suffix(".png"))
+    zoom = max(1, SHOWN_PX // settings["size_px"])
+    save_grid(load(paths[:64]).repeat(zoom, 1).repeat(zoom, 2), folder.with_suffix(".png"))
     return paths
 
 

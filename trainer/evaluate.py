@@ -141,7 +141,7 @@ def _images(options: Options, base: Base, paths: Sequence[Path], progress: Progr
 
 def _quality(options: Options, shots: Shots, look: Look) -> tuple[dict[str, list], str | None]:
     """Distances of the pictures to real normal images. Returns: (by set, why something is missing)."""
-    from . import judges, quality
+    from . import judges, memory, quality
 
     sets = {"before": shots.before, "after": shots.after}
     if options.normal is None and not (options.base == BUILTIN and not options.labeled):

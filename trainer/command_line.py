@@ -33,7 +33,7 @@ FLAGS = {
     "sheet": "with the command data: PNG of the first images",
     "lowvram": "preset for cards of 4 GB: what is fastest in 2.4 GiB",
     "medvram": "preset for cards of 6 GB: what is fastest in 4.8 GiB",
-    "highvram": "preset for large cards: nothing is saved but what costs no time",
+    "highvram": "preset for large cards: nothing is saved; fp8 weights if not even one sample fits",
 }
 
 # May differ between a run and its continuation: where it computes and what it shows, not what it learns.

@@ -202,6 +202,29 @@ def test_evaluate_takes_no_file_from_elsewhere(server):
     assert "is no LoRA of this ComfyUI" in server.post("prompt", {"prompt": {"1": node}})["refused"]
 
 
+def test_runs_are_compared(server):
+    for temperature in (1.0, 6.0):
+        _, last = server.run(demo(name=f"warm-{temperature:g}", temperature=temperature, steps=2))
+        assert last[0] == "execution_success", last
+    node = {"class_type": "PUCompareRuns", "inputs": {"runs": "warm-1 | warm-6"}}
+    shown = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    history, last = server.run({"1": node, "2": shown})
+    assert last[0] == "execution_success", last
+    assert len(images_of(history)) == 1
+    rows = json.loads((server.base / "output" / "pu_unlearn" / "compare.json").read_text())
+    assert [(row["run"], row["temperature"]) for row in rows] == [("warm-1", "1.0"), ("warm-6", "6.0")]
+    node["inputs"]["runs"] = ""  # the newest
+    _, last = server.run({"1": node})
+    assert last[0] == "execution_success", last
+    newest = json.loads((server.base / "output" / "pu_unlearn" / "compare.json").read_text())
+    assert [row["run"] for row in newest][-2:] == ["warm-1", "warm-6"]
+    node["inputs"]["runs"] = "warm-1 | nowhere"
+    _, last = server.run({"1": node})
+    assert "there is no run 'nowhere'" in last[1]["exception_message"]
+    node["inputs"]["runs"] = "../warm-1"
+    assert "must be a plain name" in server.post("prompt", {"prompt": {"1": node}})["refused"]
+
+
 MAKE = {
     "checkpoint": "[built-in digits demo]",
     "unlabeled_prompt": "",

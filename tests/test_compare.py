@@ -46,6 +46,14 @@ def test_a_sweep_trains_evaluates_and_compares(tmp_path, in_process, capsys):
     assert len(in_process) == done
     assert "pu-digits-temperature-6" in capsys.readouterr().out
     assert main(["compare", *(str(tmp_path / f"pu-digits-temperature-{t}.safetensors") for t in (1, 6))]) == 0
+    capsys.readouterr()
+    runs = [str(tmp_path / f"pu-digits-temperature-{t}") for t in (1, 6)]
+    assert main(["compare", *runs, "--out", str(tmp_path / "two.html"), "--events", "jsonl"]) == 0
+    event = json.loads(capsys.readouterr().out)  # one line, nothing else
+    assert (event["event"], event["page"]) == ("compare", str(tmp_path / "two.html"))
+    assert (tmp_path / "two.png").stat().st_size > 0
+    assert event["picture"] == str(tmp_path / "two.png")
+    assert "pu-digits-temperature-6" in event["text"]
 
 
 @pytest.mark.parametrize(

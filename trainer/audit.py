@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         print(HELP)
         return errors.DONE
     how, rest = _read(argv)
-    invocation = parse(rest, CONFIG)
+    invocation = parse(rest, CONFIG, others=[f"--{name.replace('_', '-')}" for name in vars(how)])
     folders, found, folder = _examined(invocation, how)
     order = np.argsort(-found.scores, kind="stable")
     ranked = [(found.unlabeled[i].path, float(found.scores[i])) for i in order]

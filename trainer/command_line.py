@@ -106,16 +106,19 @@ def _show(default: Any) -> str:
     return "none" if default is None else str(default)
 
 
-def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = True) -> Invocation:
+def parse(
+    argv: Sequence[str], builtin_config: Path, *, needs_images: bool = True, others: Sequence[str] = ()
+) -> Invocation:
     """argv -> settings. Later wins: field defaults, built-in default, the resumed run, --config, preset, argv.
 
     Args:
         builtin_config: TOML that applies when neither a model of one's own nor folders are named.
         needs_images: whether a model of one's own calls for folders.
+        others: options that were taken out of argv before; a misspelt word may have meant one of these.
     Raises: UserError listing every problem at once.
     """
     problems: list[str] = []
-    given = read_argv(kohya.translate(argv, problems), make_parser(), problems)
+    given = read_argv(kohya.translate(argv, problems), make_parser(), problems, others)
     flags = {key[1:]: given.pop(key) for key in list(given) if key.startswith("_")}
     if flags.get("events", "jsonl") != "jsonl":
         problems.append(f"--events: must be jsonl, got {flags['events']!r}")
@@ -147,14 +150,16 @@ def parse(argv: Sequence[str], builtin_config: Path, *, needs_images: bool = Tru
     )
 
 
-def read_argv(words: Sequence[str], parser: argparse.ArgumentParser, problems: list[str]) -> dict[str, Any]:
+def read_argv(
+    words: Sequence[str], parser: argparse.ArgumentParser, problems: list[str], others: Sequence[str] = ()
+) -> dict[str, Any]:
     """What was given, as text. Adds a sentence to problems for every word that means nothing."""
     try:
         known, unknown = parser.parse_known_args(words)
     except UserError as error:
         problems.append(str(error))
         return {}
-    names = [s for action in parser._actions for s in action.option_strings]
+    names = [*others, *(s for action in parser._actions for s in action.option_strings)]
     follows = set(itertools.pairwise(words))
     for before, word in itertools.pairwise(["", *unknown]):
         name = word.partition("=")[0]

@@ -132,7 +132,7 @@ def test_nothing_is_overwritten(folders, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--scroe", "lora"], "--scroe: no such option, did you mean --score?"),
+        (["audit", "--scroe", "lora"], "--scroe: no such option, did you mean --score?"),
         (["audit", "--top", "0"], "--top: must be a whole number from 1, got '0'"),
         (["audit", "--score", "clip"], "must be one of unet, encoder, lora, got 'clip'"),
         (["audit", "--score", "encoder"], "--score encoder and --encoder go together"),

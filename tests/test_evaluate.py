@@ -26,6 +26,12 @@ def test_wilson(hits, n, low, high):
     assert wilson(hits, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
+@pytest.mark.parametrize("n", range(1, 60))
+def test_wilson_holds_the_share_itself(n):
+    assert wilson(0, n)[0] == 0 < wilson(0, n)[1] < 1
+    assert 0 < wilson(n, n)[0] < wilson(n, n)[1] == 1
+
+
 def test_wilson_of_nothing():
     with pytest.raises(ValueError, match="no trials"):
         wilson(0, 0)

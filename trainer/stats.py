@@ -17,7 +17,8 @@ def wilson(hits: int, n: int, z: float = Z) -> tuple[float, float]:
     share = hits / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # exactly 0 and 1 at the ends, where rounding would leave the share outside its interval
+    return 0.0 if hits == 0 else middle - half, 1.0 if hits == n else middle + half
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def test_a_training_leaves_the_lora_its_picture_and_its_notes(host, monkeypatch,
 def test_an_own_checkpoint_and_two_folders_make_a_lora(host, digit_folders, tmp_path):
     """From what the form holds to the file in the webui's list, by the real trainer."""
     model = write(tmp_path / "own.safetensors", SMALL)
-    images = Path(digit_folders)
+    images = digit_folders["unlabeled"].parent
     quick = {"steps": 2, "batch_unlabeled": 2, "batch_sensitive": 1, "resolution": 64, "prompt": "a digit", "rank": 2}
     chosen = {"checkpoint": "own", "preset": "auto", "unlabeled": "unlabeled", "sensitive": "sensitive"}
     settings, problems = form.read({**form.defaults("own"), **chosen, **quick}, {"own": model}, [images])
@@ -184,7 +184,7 @@ def test_an_own_checkpoint_and_two_folders_make_a_lora(host, digit_folders, tmp_
     made = host.lora_folder() / "pu-lora.safetensors"
     metadata = lora_file.read_metadata(made)
     assert metadata["ss_sd_model_name"] == "own.safetensors"
-    assert (metadata["ss_num_train_images"], metadata["ss_network_dim"]) == ("15", "2")  # one of 16 is held out
+    assert (metadata["ss_num_train_images"], metadata["ss_network_dim"]) == ("14", "2")  # two of 16 are held out
     assert made.with_name("pu-lora.preview.png").exists()
 
 

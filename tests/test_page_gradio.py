@@ -96,7 +96,7 @@ def data(tmp_path, digit_folders):
         (tmp_path / folder).mkdir(parents=True)
     random_checkpoint.write(tmp_path / "models/Stable-diffusion/own.safetensors", random_checkpoint.SMALL)
     for kind in ("unlabeled", "sensitive"):
-        shutil.copytree(digit_folders / kind, tmp_path / "images" / kind)
+        shutil.copytree(digit_folders[kind], tmp_path / "images" / kind)
     (tmp_path / "models/Stable-diffusion/model.safetensors").write_bytes(b"not really")
     return tmp_path
 

@@ -38,6 +38,9 @@ def test_a_sweep_trains_evaluates_and_compares(tmp_path, in_process, capsys):
     for row in rows:
         evaluated = json.loads((tmp_path / f"{row['run']}-evaluate" / "evaluate.json").read_text())
         assert row["rate after"].startswith(f"{evaluated['after']['rate']:.3f} (")
+        assert row["judged"].startswith(
+            "“a photo of a digit” by the built-in digit classifier (even is normal), balanced accuracy "
+        )
     page = (tmp_path / "compare.html").read_text()
     assert page.count("data:image/png") == 3  # the curves and a grid of each
     capsys.readouterr()
@@ -54,6 +57,27 @@ def test_a_sweep_trains_evaluates_and_compares(tmp_path, in_process, capsys):
     assert (tmp_path / "two.png").stat().st_size > 0
     assert event["picture"] == str(tmp_path / "two.png")
     assert "pu-digits-temperature-6" in event["text"]
+
+
+def test_a_sweep_goes_on_wherever_it_was_stopped(tmp_path, in_process, trainer):
+    """Before the first state, after one, and not with what was trained with other settings."""
+    words = ["compare", "--sweep", "temperature=1,6", *QUICK, "--output-dir", str(tmp_path)]
+    unbegun = tmp_path / "pu-digits-temperature-1"
+    unbegun.mkdir()
+    (unbegun / "config.toml").write_text("temperature = 1.0\n")  # stopped while it encoded images
+    assert trainer(*words).returncode == 0
+    assert len(in_process) == 2
+    assert not list(tmp_path.glob("*-temperature-1-2*"))
+    rows = json.loads((tmp_path / "compare.json").read_text())
+    assert [row["state"] for row in rows] == ["finished", "finished"]
+    other = trainer(*words, "--steps", "4")
+    assert other.returncode == 2
+    assert "is finished, with --steps 3, not 4" in other.stderr
+    events = tmp_path / "pu-digits-temperature-6" / "events.jsonl"
+    lines = events.read_text().splitlines()
+    events.write_text("\n".join(line for line in lines if '"event": "done"' not in line) + "\n")  # killed at the end
+    assert trainer(*words).returncode == 0
+    assert in_process[-1][0] == "--resume"
 
 
 @pytest.mark.parametrize(

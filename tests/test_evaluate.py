@@ -207,8 +207,8 @@ def test_fid_and_kid_by_torch_fidelity(tmp_path, monkeypatch):
         for i, image in enumerate(images):
             size = (40, 28 + i) if name == "real" else (28, 28)
             Image.fromarray(image).resize(size).convert("RGB").save(tmp_path / name / f"{i}.png")
-    pictures = {name: tmp_path / name for name in ("even", "odd")}
-    result, why = quality.inception(pictures, tmp_path / "real", on_gpu=False)
+    files = {name: sorted((tmp_path / name).glob("*.png")) for name in ("even", "odd", "real")}
+    result, why = quality.inception({name: files[name] for name in ("even", "odd")}, files["real"], on_gpu=False)
     assert why is None
     assert [d.name for d in result["even"]] == ["FID", "KID"]
     for near, far in zip(result["even"], result["odd"], strict=True):
@@ -322,6 +322,13 @@ def test_attacks_leave_what_they_attack_alone(tmp_path, lora):
         (["--clip", "x", "--judge", "y"], "--judge and --clip: one of them judges"),
         (["--strengths", "1,much"], "--strengths: must be numbers"),
         (["--relearn", "5"], "--relearn: name the sensitive images"),
+        (["--relearn=-5"], "--relearn: must be 0 or more, got -5"),
+        (["--invert", "5", "--sensitive", "trainer/builtin/pictures"], "--invert: works with --lora only"),
+        (
+            ["--lora", "README.md", "--sensitive", "trainer/builtin/pictures", "--relearn", "5", "--relearn-lr", "0"],
+            "--relearn-lr: must be greater than 0",
+        ),
+        (["--normal", "tests"], "--normal: no images in tests"),
         (["--n", "1"], "--n: must be 2 or more"),
         (["--encoder", "x"], "--encoder: a classifier is trained on its features"),
         (["--lora", "README.md", "--unlearned", "builtin"], "--lora and --unlearned"),

@@ -83,17 +83,27 @@ ALLOWED = {
     "report": {"before_after", "builtin", "config", "page", "run_dir", "train"},
     "console": {"run_dir", "stopping"},
     # does it work?
-    "judges": {"libraries", "mixture", "stats"},
+    "judges": {"dataset", "libraries", "mixture", "stats"},
     "quality": {"judges", "stats"},
     "studio": {"console", "memory", "model", "sample", "switches"},
     "attacks": {"before_after", "config", "console", "dataset", "diffusion", "encode", "model", "ranks", "run_dir"}
     | {"sample", "studio", "train"},
-    "evaluate_options": {"builtin", "config", "sample"},
+    "evaluate_options": {"builtin", "command_line", "config", "judges", "sample"},
     "shots": {"attacks", "console", "evaluate_options", "model", "studio"},
     "findings": {"shots", "evaluate_options", "judges", "page", "quality", "sample", "stats"},
     "evaluate": {"builtin", "console", "dataset", "evaluate_options", "features", "findings", "hub", "judges", "memory"}
     | {"model", "quality", "shots", "stopping", "switches"},
-    "compare": {"builtin", "command_line", "config", "console", "evaluate_options", "page", "report", "run_dir"}
+    "compare": {
+        "builtin",
+        "command_line",
+        "config",
+        "console",
+        "evaluate_options",
+        "judges",
+        "page",
+        "report",
+        "run_dir",
+    }
     | {"stopping"},
     "ui": set(),
     # its other commands are imported by name: see COMMANDS

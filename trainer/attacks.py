@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .config import TrainConfig
 from .console import Progress
 from .dataset import PLAIN
 from .diffusion import add_noise, per_sample_error, target
-from .encode import encode
+from .encode import encode, text_states
 from .model import Base
 from .ranks import ONE
 from .run_dir import RunDir
@@ -62,6 +63,8 @@ def relearn(
         changes |= {"rank": lora_rank(lora), "alpha": None}
     config = TrainConfig(**{**config.model_dump(), **changes})
     folders = dataset.scan(sensitive, None, prompt=prompt, sensitive_prompt=None, skip_bad_images=True, seed=0)
+    # what is looked for must come back under the prompt that is measured, whatever captions lie beside the images
+    folders = replace(folders, unlabeled=[replace(sample, caption=prompt) for sample in folders.unlabeled])
     looks: list[tuple[int, list[Path]]] = []
 
     def look(so_far: train.Trained, step: int) -> None:
@@ -145,7 +148,8 @@ def invert(
             noise = torch.randn(chosen.shape, generator=chance)
             t = torch.randint(len(signal), (batch,), generator=chance)
             noisy = add_noise(chosen, noise, t, signal).to(device, pipe.unet.dtype)
-            states = _states(pipe, text).to(device, pipe.unet.dtype).expand(batch, -1, -1)
+            states = text_states(pipe.tokenizer, pipe.text_encoder, [text], studio.settings.clip_skip)
+            states = states.to(device, pipe.unet.dtype).expand(batch, -1, -1)
             with torch.autocast(device.type, dtype=pipe.unet.dtype, enabled=pipe.unet.dtype != torch.float32):
                 guess = pipe.unet(noisy, t.to(device), states).sample
             wanted = target(chosen, noise, t, signal, prediction_type).to(device)
@@ -175,11 +179,6 @@ def _latents(studio: Studio, samples: list[dataset.Sample], cache: Path, progres
     found = torch.stack([encoded.latents(sample.path, PLAIN) for sample in samples])
     shutil.rmtree(cache, ignore_errors=True)
     return found
-
-
-def _states(pipe: Any, text: str) -> Tensor:
-    ids = pipe.tokenizer([text], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    return pipe.text_encoder(ids).last_hidden_state
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from .errors import UserError
 from .files import replacing, write_text
 from .mixture import Prior
 from .model import Base
-from .prior import told
+from .prior import told, usable
 from .ranks import ONE
 from .stopping import follow_parent
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     report = folder / "audit.html"
     parts = [*map(page.says, lines), page.heading("Most probably sensitive"), page.picture(folder / "audit.png")]
     page.save(report, f"Audit of {folder.name.removesuffix('-audit')}", parts)
-    prior = None if found.prior is None else found.prior.value
+    prior = None if found.prior is None else usable(found.prior)
     places = {"sheet": str(folder / "audit.png"), "report": str(report)}
     answer([*lines, f"page: {report}"], events=invocation.events, event="audit", prior=prior, **places)
     return errors.DONE
@@ -128,6 +128,8 @@ def _read(argv: Sequence[str]) -> tuple[How, list[str]]:
         problems.append(f"--lora: no file {values['lora']}")
     if not values.get("top", "1").isdigit() or not int(values.get("top", "1")):
         problems.append(f"--top: must be a whole number from 1, got {values['top']!r}")
+    if "exclude" in values and values["exclude"].exists():
+        problems.append(f"--exclude: {values['exclude']} is there already; this command writes it, and overwrites none")
     if values["apply"] and "move_to" not in values:
         problems.append("--apply: says that --move-to is meant; name its folder")
     if problems:
@@ -192,7 +194,8 @@ def _told_duplicates(pairs: Sequence[tuple[Path, Path]], folders: Folders) -> li
 
 def _move(paths: Sequence[Path], target: Path, *, really: bool) -> str:
     """Move images with their captions. Never deletes, never overwrites. Returns: what was or would be done."""
-    found = [p for image in paths for p in (image, *(image.with_suffix(s) for s in (".txt", ".caption"))) if p.exists()]
+    files = [p for image in paths for p in (image, *(image.with_suffix(s) for s in (".txt", ".caption")))]
+    found = [p for p in dict.fromkeys(files) if p.exists()]  # a.png and a.jpg share a.txt
     taken = [p.name for p in found if (target / p.name).exists()]
     if taken:
         raise UserError(

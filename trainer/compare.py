@@ -16,7 +16,8 @@ from .config import TrainConfig
 from .console import answer
 from .errors import UserError
 from .files import replacing, write_text
-from .run_dir import RunDir
+from .judges import Accuracy
+from .run_dir import RunDir, going_on
 from .stopping import follow_parent
 
 OWN = {"name", "output_dir", "config", "save_state_every", "keep_states", "keep_cache", "logging_dir"}  # tell nothing
@@ -80,6 +81,7 @@ def _results(run: Run) -> dict[str, str]:
         for kind in ("before", "after"):
             rate = measured[kind]
             found[f"rate {kind}"] = f"{rate['rate']:.3f} ({rate['low']:.3f}–{rate['high']:.3f}, n {rate['n']})"
+        found["judged"] = _judged(measured)
     elif "rate_after" in run.done:
         found |= {f"rate {kind}": f"{run.done[f'rate_{kind}']:.3f}" for kind in ("before", "after")}
     for distance in measured.get("quality", {}).get("after", []):
@@ -96,6 +98,14 @@ def _results(run: Run) -> dict[str, str]:
         "finished" if run.done else f"stopped at step {run.steps[-1]['step']}" if run.steps else "not begun"
     )
     return found
+
+
+def _judged(measured: dict[str, Any]) -> str:
+    """Rates are comparable where this is the same."""
+    judge = measured["judge"]
+    accuracy = judge["accuracy"] and Accuracy(**judge["accuracy"])
+    how_well = f"balanced accuracy {accuracy.balanced:.2f}" if accuracy else "not measured"
+    return f"“{measured['prompt']}” by {judge['name']}, {how_well}"
 
 
 def _shown(value: Any) -> str:
@@ -172,14 +182,35 @@ def sweep(text: str, rest: Sequence[str], judging: Sequence[str]) -> list[Path]:
 
         evaluate_options.read([*judging])
     for folder, (words, config) in folders.items():
-        if not (folder / "config.toml").exists() or not read_run(folder).done:
-            resume = ["--resume", f"--name={folder.name}", f"--output-dir={config.output_dir}"]
-            _call(resume if RunDir(folder.parent, folder.name).has_state else words)
+        run = RunDir(folder.parent, folder.name)
+        if (folder / "config.toml").exists() and (known := read_run(folder)).done:
+            _refuse_another(known, config)
+        else:
+            _call(going_on(run, words))
         if judging:
-            lora = RunDir(folder.parent, folder.name).lora
+            lora = run.lora
             out = folder.with_name(f"{folder.name}-evaluate")
             _call(["evaluate", f"--lora={lora}", f"--out={out}", *judging])
     return list(folders)
+
+
+def _refuse_another(known: Run, config: TrainConfig) -> None:
+    """Raises: UserError if the finished run of this name was trained with other settings than those asked for now."""
+    wanted = config.model_dump(mode="json")
+    settled = {"data"} | {name for name, value in wanted.items() if value in ("auto", None)}  # by the run itself
+    other = [
+        f"--{name.replace('_', '-')} {known.settings[name]}, not {value}"
+        for name, value in wanted.items()
+        if name not in OWN | settled and _same_place(known.settings[name]) != _same_place(value)
+    ]
+    if other:
+        raise UserError(
+            f"{known.folder} is finished, with {'; '.join(other)}. Choose another --output-dir, or remove it"
+        )
+
+
+def _same_place(value: Any) -> Any:
+    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
 
 
 def _call(words: Sequence[str]) -> None:

@@ -157,7 +157,6 @@ def _encode_captions(
     _free()
 
 
-@torch.no_grad()
 def text_states(tokenizer: Any, encoder: torch.nn.Module, captions: Sequence[str], clip_skip: int) -> Tensor:
     """What the U-Net reads of captions. Args: clip_skip: 1: the last layer's states; 2: those of the one before; …
 

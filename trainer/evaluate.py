@@ -29,9 +29,9 @@ Look = tuple[Callable[[Sequence[Path]], np.ndarray], str]  # image files -> feat
 def main(argv: Sequence[str]) -> int:
     """The `evaluate` command. Returns: an exit code. Raises: UserError."""
     options = evaluate_options.read(argv)
-    base = Base(hub.find(options.base), options.vae)
+    base = Base(hub.find(options.base), options.vae, options.prediction_type)
     model.check(base)
-    unlearned = Base(hub.find(options.unlearned), options.vae) if options.unlearned else None
+    unlearned = Base(hub.find(options.unlearned), options.vae, options.prediction_type) if options.unlearned else None
     if unlearned:
         model.check(unlearned)
     if options.follow_parent:
@@ -155,9 +155,8 @@ def _quality(options: Options, shots: Shots, look: Look) -> tuple[dict[str, list
     found = quality.distances(sets, real, *look)
     why = None if found else "quality: too few pictures or normal images for a distance"
     if options.normal is not None:
-        folders = {kind: paths[0].parent for kind, paths in sets.items()}
         on_gpu = memory.choose_device(options.device).type == "cuda"
-        by_inception, reason = quality.inception(folders, options.normal, on_gpu=on_gpu)
+        by_inception, reason = quality.inception(sets, real, on_gpu=on_gpu)
         found = {k: [*by_inception.get(k, []), *found.get(k, [])] for k in sets}
         why = why or reason
     return {k: [asdict(d) for d in v] for k, v in found.items()}, why

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .builtin import BUILTIN
 from .errors import UserError
+from .judges import images_in
 from .sample import add_model_options, add_picture_options
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ DIGITS = {  # of the built-in default
 class Options:
     base: str
     vae: Path | None
+    prediction_type: str
     lora: Path | None
     unlearned: str | None
     strength: float
@@ -72,6 +74,7 @@ class Options:
             clip_skip=self.clip_skip,
             device=self.device,
             precision=self.precision,
+            prediction_type=self.prediction_type,
         )
 
 
@@ -127,7 +130,7 @@ def read(argv: Sequence[str]) -> Options:
     is_builtin = given["base"] == BUILTIN
     problems = _problems(given, is_builtin)
     for name in ("sensitive_labels", "retain_prompts", "paraphrases"):
-        given[name] = [part.strip() for part in (given[name] or "").split("|") if part.strip()]
+        given[name] = list(dict.fromkeys(part.strip() for part in (given[name] or "").split("|") if part.strip()))
     if is_builtin:
         given |= {name: value for name, value in DIGITS.items() if not given[name]}
     try:
@@ -138,12 +141,35 @@ def read(argv: Sequence[str]) -> Options:
         given["strengths"] = []  # there is nothing to turn up or down
     if problems:
         raise UserError("\n".join(problems))
-    name = given["lora"].stem if given["lora"] else Path(given["unlearned"] or given["base"]).name
-    given["out"] = given["out"] or Path("output") / f"{name}-evaluate"
+    given["out"] = given["out"] or _out(given)
     given["resolution"] = given["resolution"] or (64 if is_builtin else 512)
-    given["guidance"] = given["guidance"] or (1.0 if is_builtin else 7.5)
+    given["guidance"] = (1.0 if is_builtin else 7.5) if given["guidance"] is None else given["guidance"]
     given["events"] = given["events"] is not None
-    return Options(**given)
+    options = Options(**given)
+    if options.relearn:
+        _try_attack(options)
+    return options
+
+
+def _out(given: dict) -> Path:
+    """Beside the run that made the LoRA, where `compare` looks for it; else below output/."""
+    lora = given["lora"]
+    name = lora.stem if lora else Path(given["unlearned"] or given["base"]).name
+    is_beside_run = lora and (lora.with_suffix("") / "config.toml").is_file()
+    return (lora.parent if is_beside_run else Path("output")) / f"{name}-evaluate"
+
+
+def _try_attack(options: Options) -> None:
+    """Raises: UserError if its training would refuse these settings, which it would do after all the pictures."""
+    from pydantic import ValidationError
+
+    from .command_line import explain
+
+    try:
+        options.attack()
+    except ValidationError as error:
+        problems = [problem.replace("--lr:", "--relearn-lr:") for problem in explain(error)]
+        raise UserError("\n".join(problems)) from None
 
 
 def _strengths(value: str | list[float] | None) -> list[float]:
@@ -158,6 +184,8 @@ def _problems(given: dict, is_builtin: bool) -> list[str]:
         path = given[name]
         if path and not (path.is_file() if name == "lora" else path.is_dir()):
             problems.append(f"--{name}: no {'file' if name == 'lora' else 'folder'} {path}")
+        elif path and name in ("normal", "sensitive") and not images_in(path):
+            problems.append(f"--{name}: no images in {path}")
     if given["lora"] and given["unlearned"]:
         problems.append("--lora and --unlearned: one of the two is compared with --base")
     if not given["prompt"] and not is_builtin:
@@ -175,6 +203,8 @@ def _problems(given: dict, is_builtin: bool) -> list[str]:
     for attack in ("relearn", "invert"):
         if given[attack] and not given["sensitive"]:
             problems.append(f"--{attack}: name the sensitive images: --sensitive")
-        if given[attack] and given["unlearned"]:
+        if given[attack] and not given["lora"]:
             problems.append(f"--{attack}: works with --lora only")
+        if given[attack] < 0:
+            problems.append(f"--{attack}: must be 0 or more, got {given[attack]}")
     return problems

@@ -139,10 +139,12 @@ def _about_rates(numbers: dict[str, Any]) -> list[str]:
 
 
 def comes_back(numbers: dict[str, Any]) -> str | None:
-    """When relearning has undone half of what was unlearned."""
+    """When relearning has undone half of what was unlearned; None: nothing was, or nobody can tell."""
     looks = numbers["relearned"].get("with the LoRA")
     if not looks or "before" not in numbers:
         return None
+    if numbers["paired"]["p"] >= ALPHA or numbers["paired"]["difference"] <= 0:
+        return "relearning: nothing was unlearned that could come back"
     halfway = (numbers["before"]["rate"] + numbers["after"]["rate"]) / 2
     when = next((look["steps"] for look in looks if look["rate"] <= halfway), None)
     if when is None:

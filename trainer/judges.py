@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .dataset import SUFFIXES
 from .errors import UserError
 from .libraries import quiet
 from .stats import wilson
 
 KINDS = ("normal", "sensitive")  # the two folders of labeled images
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 AT_ONCE = 16
 
 IsNormal = Callable[[Sequence[Path]], np.ndarray]  # image files -> [n] bool

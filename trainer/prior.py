@@ -53,8 +53,13 @@ def settle(
     is_sensitive = np.arange(len(samples)) >= len(folders.unlabeled)
     scores = mixture.cross_fit(features.unet_features(images), is_sensitive, seed=config.seed)
     found = mixture.estimate(scores, is_sensitive, seed=config.seed)
-    value = round(min(max(found.value, LEAST), MOST), 3)
+    value = usable(found)
     return value, [*told(found), f"training with prior {value:g}"]
+
+
+def usable(found: Prior) -> float:
+    """What to train with: the estimate where it tells something, and then nothing that would unlearn all or none."""
+    return round(min(max(found.value, LEAST), MOST), 3) if found.is_telling else GUESS
 
 
 def told(prior: Prior) -> list[str]:

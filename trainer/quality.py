@@ -1,6 +1,9 @@
 """How near pictures are to real normal ones, and how far a prompt's pictures moved that should have stayed."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +47,12 @@ def distances(pictures: dict[str, list[Path]], real: Sequence[Path], features: F
     return result
 
 
-def inception(pictures: dict[str, Path], real: Path, *, on_gpu: bool) -> tuple[dict, str | None]:
+def inception(pictures: dict[str, list[Path]], real: Sequence[Path], *, on_gpu: bool) -> tuple[dict, str | None]:
     """FID and KID by torch-fidelity, where it is installed and its network can be had.
 
     Args:
-        pictures: set -> folder of PNGs, all square and of one size.
-        real: folder of normal images of any size; the square in the middle of each is scaled to the pictures' size.
+        pictures: set -> files, all square and of one size.
+        real: normal images of any size; the square in the middle of each is scaled to the pictures' size.
     Returns: (set -> list of Distance, why there are none).
     """
     try:
@@ -57,22 +60,22 @@ def inception(pictures: dict[str, Path], real: Path, *, on_gpu: bool) -> tuple[d
     except ImportError:
         return {}, "FID and KID need a package: pip install torch-fidelity"
     result = {}
-    for kind, folder in pictures.items():
-        made = sorted(folder.glob("*.png"))
+    for kind, made in pictures.items():
         with Image.open(made[0]) as picture:
             size_px = picture.width
         try:
-            found = calculate_metrics(
-                input1=str(folder),
-                input2=str(real),
-                fid=True,
-                kid=True,
-                kid_subset_size=min(len(made), len(list(real.iterdir())), 1000),
-                samples_find_ext="png,jpg,jpeg,webp,bmp",
-                samples_resize_and_crop=size_px,
-                verbose=False,
-                cuda=on_gpu,
-            )
+            with _folder_of(made) as one, _folder_of(real) as other:
+                found = calculate_metrics(
+                    input1=one,
+                    input2=other,
+                    fid=True,
+                    kid=True,
+                    kid_subset_size=min(len(made), len(real), 1000),
+                    samples_find_ext="png,jpg,jpeg,webp,bmp",
+                    samples_resize_and_crop=size_px,
+                    verbose=False,
+                    cuda=on_gpu,
+                )
         except Exception as error:  # no network for its weights, too few images
             return {}, f"FID and KID could not be measured ({str(error).splitlines()[0]})"
         result[kind] = [
@@ -80,6 +83,15 @@ def inception(pictures: dict[str, Path], real: Path, *, on_gpu: bool) -> tuple[d
             Distance("KID", float(found["kernel_inception_distance_mean"])),
         ]
     return result, None
+
+
+@contextlib.contextmanager
+def _folder_of(files: Sequence[Path]) -> Iterator[str]:
+    """These images and no others: theirs may hold pictures of other seeds, and captions."""
+    with tempfile.TemporaryDirectory() as folder:
+        for i, file in enumerate(files):
+            shutil.copyfile(file, Path(folder) / f"{i:06d}{file.suffix.lower()}")
+        yield folder
 
 
 def pixel_drift(before: Sequence[Path], after: Sequence[Path]) -> float:

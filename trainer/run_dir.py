@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,18 @@ class RunDir:
 
     def remove_cache(self) -> None:
         shutil.rmtree(self.cache, ignore_errors=True)
+
+
+def going_on(run: RunDir, words: Sequence[str]) -> list[str]:
+    """The words that start a run anew or go on with it, whatever an earlier call left behind.
+
+    Args: words: of its first call. What a call left that ended before its first state is removed: nothing was trained.
+    """
+    if run.has_state:
+        return ["--resume", f"--name={run.name}", f"--output-dir={run.root.parent}"]
+    if run.is_used and not run.lora.exists():
+        shutil.rmtree(run.root)
+    return list(words)
 
 
 def free_name(output_dir: Path, name: str) -> str:

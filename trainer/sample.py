@@ -185,6 +185,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, with which LoRA, where."""
     parser.add_argument("--base", default="builtin", help="model file, diffusers folder, hub id or 'builtin' [builtin]")
     parser.add_argument("--vae", type=Path, help="another VAE than the model's own")
+    parser.add_argument(
+        "--prediction-type", choices=("auto", "epsilon", "v"), default="auto", help="as in training [auto]"
+    )
     parser.add_argument("--lora", type=Path, help="LoRA file; without it the base model")
     parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA [1]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
@@ -234,7 +237,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--out: {options.out} must end in .png")
     from . import hub, memory, model
 
-    base = model.Base(hub.find(options.base), options.vae)
+    base = model.Base(hub.find(options.base), options.vae, options.prediction_type)
     model.check(base)
     device = memory.choose_device(options.device)
     pipe = model.load_pipeline(base)

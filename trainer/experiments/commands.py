@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import errors
+from ..builtin import CONFIG
+from ..command_line import parse
 from ..errors import UserError
+from ..run_dir import RunDir, going_on
 
 MAIN = Path(__file__).parents[1] / "__main__.py"
 
@@ -22,6 +25,9 @@ def run_all(commands: Sequence[dict[str, str]], out: Path) -> int:
         if (out / command["makes"]).exists():
             continue
         words = [word.replace("{out}", str(out)) for word in shlex.split(command["run"])]
+        if words[0].startswith("--"):  # a training
+            config = parse(words, CONFIG).config
+            words = going_on(RunDir(config.output_dir, config.name), words)
         print("python -m trainer", shlex.join(words), flush=True)
         code = subprocess.run([sys.executable, str(MAIN), *words], check=False).returncode
         if code == errors.STOPPED:

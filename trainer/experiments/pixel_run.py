@@ -69,11 +69,14 @@ def make_pictures(settings: dict[str, Any], unet: pixels.PixelUNet, seed: int, f
 def measure(
     settings: dict[str, Any], paths: list[Path], folders: dict[str, Path], device: str, progress: Progress
 ) -> dict[str, Any]:
-    """Non-sensitive rate, and the Fréchet distance to real normal images that nothing was trained on."""
+    """Non-sensitive rate (none where the judge cannot be told from a coin), and the Fréchet distance to real normal
+    images that nothing was trained on."""
     judge, look, name = _judge(settings, folders, device, progress)
-    normal = judge.is_normal(paths)
-    low, high = wilson(int(normal.sum()), len(normal))
-    found = {"rate": float(normal.mean()), "low": low, "high": high, "n": len(normal)}
+    found: dict[str, Any] = {}
+    if not judge.accuracy.is_chance:
+        normal = judge.is_normal(paths)
+        low, high = wilson(int(normal.sum()), len(normal))
+        found = {"rate": float(normal.mean()), "low": low, "high": high, "n": len(normal)}
     distances = quality.distances({"": paths}, images_in(folders["normal"]), look, name)
     if distances:
         found |= {"frechet": distances[""][0].value, "distance": distances[""][0].name}

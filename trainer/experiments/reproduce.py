@@ -65,9 +65,13 @@ def _over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """The `reproduce` command. Returns: an exit code. Raises: UserError."""
-    options = make_parser().parse_args(argv)
+    parser = make_parser()
+    options = parser.parse_args(argv)
     experiment = read(options.name, options.scale)
     if "commands" in experiment.settings:
+        for name in ("seeds", "objectives", "steps", "device"):
+            if getattr(options, name) != parser.get_default(name):
+                raise UserError(f"--{name}: not for {options.name}, whose settings are the commands in its file")
         from .commands import run_all
 
         return run_all(experiment.settings["commands"], options.out / options.name)
@@ -81,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     heads, rows = table(found)
     report(experiment, found, heads, rows, out)
     lines = ["| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]]
-    answer([*lines, f"page: {out / 'reproduce.html'}"], events=False)
+    answer([*lines, f"judge: {found[0]['judge']}", f"page: {out / 'reproduce.html'}"], events=False)
     return errors.DONE
 
 
@@ -155,11 +159,12 @@ def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for objective in dict.fromkeys(f["objective"] for f in found):
         group = [f for f in found if f["objective"] == objective]
-        rates = [f["rate"] for f in group]
+        rates = [f["rate"] for f in group if "rate" in f]
         distances = [f["frechet"] for f in group if "frechet" in f]
         distance = f"{mean(distances):.1f} ({max(distances):.1f})" if distances else ""
         time_s = f"{mean(f['train_s'] for f in group):.0f} s"
-        rows.append([objective, f"{mean(rates):.3f} ({min(rates):.3f})", distance, str(len(group)), time_s])
+        rate = f"{mean(rates):.3f} ({min(rates):.3f})" if rates else ""
+        rows.append([objective, rate, distance, str(len(group)), time_s])
     return heads, rows
 
 
@@ -168,7 +173,8 @@ def report(
 ) -> None:
     parts = [page.table(heads, rows), page.says(f"Judge: {found[0]['judge']}.")]
     parts += [page.says(f["distance"]) for f in found[:1] if "distance" in f]
-    every = [(f["objective"], f["seed"], f"{f['rate']:.3f} ({f['low']:.3f} to {f['high']:.3f})") for f in found]
+    shown = ["" if "rate" not in f else f"{f['rate']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in found]
+    every = [(f["objective"], f["seed"], rate) for f, rate in zip(found, shown, strict=True)]
     parts += [page.heading("Each run"), page.table(("objective", "seed", "non-sensitive rate"), every)]
     grids = [(out / f"{f['objective']}-seed{f['seed']}.png", f) for f in found]
     parts.append(page.pair(page.picture(path, f"{f['objective']}, seed {f['seed']}") for path, f in grids))

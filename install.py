@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+TORCH_INDEX = "https://download.pytorch.org/whl/cu126"
 NEEDED = {
     "torch": "2.5",
     "diffusers": "0.35",
@@ -88,9 +89,11 @@ def main() -> None:
         print("PU Unlearn: the webui's own packages stay as they are: it names their versions, and others break it.")
     elif all(line.startswith("diffusers is missing") for line in found):
         print(f"PU Unlearn: add it with: {sys.executable} -m pip install {diffusers_line()}")
+    # on Windows the plain package of torch cannot use the card
+    torch = f' && "{own_python()}" -m pip install torch --index-url {TORCH_INDEX}' if sys.platform == "win32" else ""
     print(
         "PU Unlearn: give the trainer an environment of its own, which leaves this one alone:\n"
-        f'  "{sys.executable}" -m venv "{HERE / "venv"}" && "{own_python()}" -m pip install -e "{HERE}"\n'
+        f'  "{sys.executable}" -m venv "{HERE / "venv"}"{torch} && "{own_python()}" -m pip install -e "{HERE}"\n'
         "  It is found there at the next start; one elsewhere is named by PU_UNLEARN_PYTHON."
     )
 

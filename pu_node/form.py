@@ -20,13 +20,15 @@ from .widgets import DEMO, PRESETS
 
 FOLDERS = ("unlabeled", "sensitive")
 RESOLUTION = {"type": "integer", "minimum": 64, "maximum": 1024, "multipleOf": 8, "default": 512}
-RESOLUTION["description"] = "pixels to train at: the side of a square"  # a path or a size of memory: not in the schema
+RESOLUTION["description"] = "pixels to train at: the side of a square"
+SKIP = {"type": "boolean", "default": False, "description": "leave out images that cannot be read"}
+OF_IMAGES = {"resolution": RESOLUTION, "skip_bad_images": SKIP}  # the schema has what no node asks for beside images
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def fields() -> dict[str, dict[str, Any]]:
     """The settings that the form shows: name -> JSON schema."""
-    return {**widgets.fields(), "resolution": RESOLUTION}
+    return {**widgets.fields(), **OF_IMAGES}
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,6 +134,18 @@ def _number(field: Mapping[str, Any], value: Any, kind: str) -> float | int:
     return found
 
 
+def by_field(message: str) -> dict[str, str]:
+    """What the trainer refused: field -> its sentence; "general" where the form has no such field."""
+    found: dict[str, str] = {}
+    for line in message.splitlines():
+        option, colon, text = line.partition(": ")
+        name = option.removeprefix("--").replace("-", "_")
+        is_field = colon and option.startswith("--") and name in (*fields(), *FOLDERS)
+        key, sentence = (name, text) if is_field else ("general", line)
+        found[key] = f"{found[key]}\n{sentence}" if key in found else sentence
+    return found
+
+
 def folder(text: Any, roots: Sequence[Path]) -> Path:
     """A folder below one of the roots; relative paths count from each of them.
 
@@ -141,7 +155,7 @@ def folder(text: Any, roots: Sequence[Path]) -> Path:
     wanted = str(text or "").strip().strip('"')
     if not wanted:
         raise ValueError("name a folder of images")
-    for root in [] if CONTROL.search(wanted) else roots:
+    for root in [] if CONTROL.search(wanted) else map(Path, map(os.path.normpath, roots)):
         found = Path(os.path.normpath(root / wanted))
         if root not in (found, *found.parents):  # before it is touched: a network path would be connected to
             continue

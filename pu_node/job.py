@@ -6,10 +6,10 @@ import copy
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import launch, page_host
 from .page_host import Host
@@ -24,6 +24,9 @@ PHASES = {
     "train": "training",
     "pictures": "making pictures before and after",
 }
+
+
+Result = TypeVar("Result")
 
 
 class Cancelled(Exception):
@@ -105,22 +108,38 @@ class Job:
 
     def _run(self, settings: dict[str, Any]) -> None:
         try:
-            with self.host.card():
-                self._check()
+            with self.host.card(self._check):
                 self._tell(phase="starting the trainer")
                 for event in launch.follow(launch.command([], settings), self._check, grace_s=GRACE_S):
                     self._take(event, settings)
             self._tell(ended="done")
         except Cancelled:
-            go_on = f"python -m trainer --resume --name {settings['name']!r} --output-dir {settings['output_dir']!r}"
-            steps = self._state.step
-            self._tell(ended="cancelled", message=f"{steps} steps were taken. To go on: {go_on}" if steps else "")
+            self._tell(ended="cancelled", message=self._what_is_left(settings))
         except launch.TrainerError as error:
             self._tell(ended="failed", message=str(error))
         except Exception as error:  # a thread's exception would reach nobody
-            self._tell(ended="failed", message=f"{type(error).__name__}: {error}")
+            said = f"{type(error).__name__}: {error}"
+            if self._state.files:  # it is trained and in its place; the webui could not have its model back, say
+                self._tell(ended="done", warnings=[*self._state.warnings, said])
+            else:
+                self._tell(ended="failed", message=said)
 
-    def _take(self, event: launch.Event, settings: Mapping[str, Any]) -> None:
+    def _what_is_left(self, settings: Mapping[str, Any]) -> str:
+        """After a training was cancelled."""
+        steps = self._state.step
+        if not any((self.host.output / settings["name"] / "state").glob("step*.safetensors")):
+            return f"{steps} steps were taken; too few to go on from" if steps else ""
+        go_on = f'python -m trainer --resume --name "{settings["name"]}" --output-dir "{settings["output_dir"]}"'
+        return f"{steps} steps were taken. To go on: {go_on}"
+
+    def alone(self, work: Callable[[], Result]) -> Result:
+        """Do something quick with the card as a training would find it. Raises: ValueError if a training is running."""
+        if self.is_running:
+            raise ValueError("a training is running: wait for it, or cancel it")
+        with self.host.card(lambda: None):
+            return work()
+
+    def _take(self, event: launch.Event, settings: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "step":
             self._step(event)
@@ -128,6 +147,8 @@ class Job:
             self._tell(phase=PHASES[event["name"]])
         elif kind == "sample":
             self._tell(samples={**self._state.samples, event["kind"]: Path(event["path"])})
+        elif kind == "prior":
+            settings["prior"] = event["value"]  # estimated: what the notes beside the LoRA say
         elif kind == "warning":
             self._tell(warnings=[*self._state.warnings, event["message"]])
         elif kind == "done":

@@ -154,7 +154,10 @@ def _read(stream: Any, put: Callable[[str | None], Any]) -> None:
 def _end(process: subprocess.Popen, grace_s: float) -> None:
     """Ask the child to stop (it keeps what it has), then end it with everything that it started."""
     if process.poll() is None:
-        process.terminate() if os.name == "nt" else os.killpg(process.pid, signal.SIGTERM)
+        if os.name == "nt":
+            process.stdin.close()  # the child asks itself to stop; Windows' terminate() would not let it save
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(grace_s)
         except subprocess.TimeoutExpired:

@@ -119,12 +119,22 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
                 problem(name)
     fields = list(form.fields())
 
-    def choose(checkpoint: str) -> list[Any]:
-        found = form.defaults(checkpoint)
-        return [gr.update(visible=checkpoint != DEMO), *(gr.update(value=found[name]) for name in fields)]
+    before = gr.State(DEMO)
 
-    inputs["checkpoint"].change(choose, inputs["checkpoint"], [own, *(inputs[name] for name in fields)], queue=False)
-    refresh.click(lambda: gr.update(choices=choices()), None, inputs["checkpoint"], queue=False)
+    def choose(checkpoint: str, last: str) -> list[Any]:
+        """The demo has settings of its own; between two other checkpoints what was typed stays."""
+        found = form.defaults(checkpoint)
+        is_kept = (checkpoint == DEMO) == (last == DEMO)
+        values = [gr.update() if is_kept else gr.update(value=found[name]) for name in fields]
+        return [checkpoint, gr.update(visible=checkpoint != DEMO), *values]
+
+    def look_again() -> Any:
+        job.host.rescan()
+        return gr.update(choices=choices())
+
+    shown = [before, own, *(inputs[name] for name in fields)]
+    inputs["checkpoint"].change(choose, [inputs["checkpoint"], before], shown, queue=False)
+    refresh.click(look_again, None, inputs["checkpoint"], queue=False)
     return inputs, problems
 
 
@@ -165,7 +175,7 @@ def _live() -> dict[str, Any]:
 def _said(names: Sequence[str], problems: Mapping[str, str]) -> list[Any]:
     """Updates of the lines below the fields."""
     return [
-        gr.update(value=html.escape(f"{name}: {problems[name]}"), visible=True)
+        gr.update(value=html.escape(problems[name] if name == "general" else f"{name}: {problems[name]}"), visible=True)
         if name in problems
         else gr.update(value="", visible=False)
         for name in names
@@ -193,9 +203,9 @@ def _planner(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
             return
         yield [*_said(lines, {}), gr.update(value="planning …", visible=True)]
         try:
-            text = "\n".join(_plan(settings))
-        except launch.TrainerError as error:
-            yield [*_said(lines, {"general": str(error)}), gr.update(visible=False)]
+            text = "\n".join(job.alone(lambda: list(_plan(settings))))
+        except (ValueError, launch.TrainerError) as error:
+            yield [*_said(lines, form.by_field(str(error))), gr.update(visible=False)]
             return
         yield [*_said(lines, {}), gr.update(value=f"<pre>{html.escape(text)}</pre>", visible=True)]
 

@@ -25,7 +25,9 @@ class Host:
     roots: Sequence[Path]  # absolute; folders of images lie below one of these
     output: Path  # where run folders go
     lora_folder: Callable[[], Path]  # where LoRAs are listed
-    card: Callable[[], AbstractContextManager[Any]]  # held while a training runs
+    # held while a training runs; calls its argument, which may raise, while it waits
+    card: Callable[[Callable[[], None]], AbstractContextManager[Any]]
+    rescan: Callable[[], None] = lambda: None  # look for new checkpoints
 
 
 def missing() -> list[str]:
@@ -46,9 +48,12 @@ def free_name(host: Host, name: str) -> str:
 
 def _is_used(host: Host, name: str) -> bool:
     files = [folder / f"{name}{suffix}" for folder in (host.output, host.lora_folder()) for suffix in _SUFFIXES]
-    return any(path.exists() for path in (host.output / name, *files))
+    # a webui knows a LoRA by its bare name, whatever folder it lies in
+    listed = (path.stem for path in host.lora_folder().rglob("*") if path.suffix in _LORAS)
+    return any(path.exists() for path in (host.output / name, *files)) or name in listed
 
 
+_LORAS = (".safetensors", ".pt", ".ckpt")
 _SUFFIXES = (".safetensors", ".preview.png", ".json")
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .job import Job
 from .page_host import Host
+
+POLL_S = 0.5
 
 
 @functools.lru_cache(maxsize=1)
@@ -23,7 +26,7 @@ def job() -> Job:
     data = Path(data_path).absolute()
     given = getattr(shared.cmd_opts, "pu_unlearn_allow_dir", None)  # not there before the first restart
     roots = [Path(folder).absolute() for folder in given or [data]]
-    return Job(Host(checkpoints, roots, data / "outputs" / "pu_unlearn", lora_folder, card))
+    return Job(Host(checkpoints, roots, data / "outputs" / "pu_unlearn", lora_folder, card, rescan))
 
 
 def checkpoints() -> dict[str, Path]:
@@ -33,6 +36,12 @@ def checkpoints() -> dict[str, Path]:
     return {info.name: Path(info.filename) for info in sd_models.checkpoints_list.values()}
 
 
+def rescan() -> None:
+    from modules import sd_models
+
+    sd_models.list_models()
+
+
 def lora_folder() -> Path:
     from modules import shared
 
@@ -40,17 +49,23 @@ def lora_folder() -> Path:
 
 
 @contextlib.contextmanager
-def card() -> Iterator[None]:
-    """The graphics card for the trainer: the webui's model leaves it, and pictures wait until the training ends."""
+def card(check: Callable[[], None]) -> Iterator[None]:
+    """The graphics card for the trainer: the webui's model leaves it, and pictures wait until the training ends.
+
+    Args: check: called while the webui is busy with pictures; what it raises ends the waiting.
+    """
     from modules.call_queue import queue_lock
 
-    with queue_lock:
+    while not queue_lock.acquire(blocking=False):
+        check()
+        time.sleep(POLL_S)
+    with contextlib.ExitStack() as back:  # each of these is done whatever the others do
+        back.callback(queue_lock.release)
+        check()
+        back.callback(_refresh)
+        back.callback(_load)
         _unload()
-        try:
-            yield
-        finally:
-            _load()
-            _refresh()
+        yield
 
 
 def _unload() -> None:

@@ -5,6 +5,8 @@ import contextlib
 import json
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,20 @@ def test_folders_below_a_root_are_taken(tmp_path, text):
 OUTSIDE = ["/etc", "..", "../outside", "in/../../outside", "link", "{root}x", "file", "none", "a\0b"]
 
 
+def test_a_root_may_be_named_by_a_way_round(tmp_path):
+    (tmp_path / "in").mkdir()
+    assert form.folder("in", [tmp_path / "in" / ".."]) == tmp_path / "in"
+
+
+def test_what_the_trainer_refuses_is_said_by_field():
+    said = "--sensitive-prompt: needs two samples\n--unlabeled: no folder x\nphotos: 1 image cannot be read\n--base: no"
+    assert form.by_field(said) == {
+        "sensitive_prompt": "needs two samples",
+        "unlabeled": "no folder x",
+        "general": "photos: 1 image cannot be read\n--base: no",
+    }
+
+
 @pytest.mark.parametrize("text", OUTSIDE)
 def test_other_folders_are_refused_in_the_same_words(tmp_path, text):
     root, outside = tmp_path / "root", tmp_path / "outside"
@@ -107,7 +123,7 @@ def host(tmp_path):
     """A host whose card is a lock, and whose LoRA list is another folder than that of the runs."""
     (tmp_path / "lists").mkdir()
     lock = threading.Lock()
-    found = page_host.Host(dict, [tmp_path], tmp_path / "runs", lambda: tmp_path / "lists", lambda: lock)
+    found = page_host.Host(dict, [tmp_path], tmp_path / "runs", lambda: tmp_path / "lists", lambda check: lock)
     yield found
     assert not lock.locked()
 
@@ -199,12 +215,65 @@ def test_one_training_at_a_time_which_can_be_cancelled(host, monkeypatch):
     work.cancel()
     state = ended(work)
     assert state.ended == "cancelled"
-    assert "1 steps were taken" in state.message
-    assert "--resume --name 'x'" in state.message
+    assert state.message == "1 steps were taken; too few to go on from"
     work._thread.join(5)
+    saved = host.output / "x" / "state" / "step00000001.safetensors"
+    saved.parent.mkdir(parents=True)
+    saved.touch()
+    assert '--resume --name "x"' in work._what_is_left({"name": "x", "output_dir": str(host.output)})
     work.start(RUN)
     work.cancel()
     assert ended(work).ended == "cancelled"
+
+
+def test_a_name_that_the_list_has_in_any_folder_is_not_taken_again(host, tmp_path):
+    (tmp_path / "lists" / "people").mkdir()
+    (tmp_path / "lists" / "people" / "jane.safetensors").touch()
+    assert page_host.free_name(host, "jane") == "jane-2"
+
+
+def test_waiting_for_the_card_can_be_cancelled(host):
+    """A webui that makes pictures has it; nothing was trained then, and nothing is promised."""
+
+    @contextlib.contextmanager
+    def busy(check):
+        while True:
+            check()
+            time.sleep(0.01)
+        yield
+
+    work = job.Job(replace(host, card=busy))
+    work.start(RUN)
+    with pytest.raises(ValueError, match="a training is running"):
+        work.alone(lambda: None)
+    work.cancel()
+    state = ended(work)
+    assert (state.ended, state.message) == ("cancelled", "")
+    with pytest.raises(ZeroDivisionError):
+        job.Job(host).alone(lambda: 1 // 0)
+
+
+def test_what_is_trained_is_done_though_the_webui_cannot_have_its_model_back(host, monkeypatch, tmp_path):
+    @contextlib.contextmanager
+    def torn(check):
+        yield
+        raise MemoryError("no room")
+
+    def command(words, settings):
+        run = tmp_path / "runs" / settings["name"]
+        run.mkdir(parents=True)
+        for file in ("lora.safetensors", "report.html"):
+            (run / file).write_bytes(b"x")
+        done = {"event": "done", "lora": f"{run}/lora.safetensors", "report": f"{run}/report.html", "summary": "s"}
+        return child({"event": "prior", "value": 0.17, "message": "m"}, STEP, done)
+
+    monkeypatch.setattr(launch, "command", command)
+    work = job.Job(replace(host, card=torn))
+    work.start({**RUN, "prior": None})
+    state = ended(work)
+    assert (state.ended, state.warnings) == ("done", ["MemoryError: no room"])
+    assert len(state.files) == 2
+    assert "prior 0.17" in json.loads((tmp_path / "lists" / "lora.json").read_text())["description"]
 
 
 def test_a_failure_is_shown(host, monkeypatch):
@@ -227,7 +296,8 @@ def test_what_a_run_says_is_shown_as_text():
     ("words", "sentence"),
     [
         (["--prot", "1"], "unrecognized arguments: --prot 1"),
-        (["--port", "x"], "--port: invalid int value: 'x'"),
+        (["--port", "x"], "--port: must be a number from 1 to 65535, got 'x'"),
+        (["--port", "70000"], "--port: must be a number from 1 to 65535, got '70000'"),
         (["--allow-dir", "/nowhere"], "--allow-dir: no folder /nowhere"),
         (["--checkpoint-dir", "/nowhere"], "--checkpoint-dir: no folder /nowhere"),
     ],
@@ -258,6 +328,7 @@ def test_models_are_listed_by_their_place_below_the_folder(tmp_path):
 @pytest.mark.parametrize(
     ("headers", "is_let_in"),
     [
+        ({"host": "192.168.1.7:7860"}, False),
         ({"host": "127.0.0.1:7860"}, True),
         ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, True),
         ({"host": "127.0.0.1:7860", "origin": "https://elsewhere.example"}, False),
@@ -279,8 +350,23 @@ def test_other_web_pages_are_refused(headers, is_let_in):
     for kind, refused in (("http", [403, "body"]), ("websocket", [1008])):
         sent.clear()
         with contextlib.suppress(StopIteration):
-            ui.OwnPageOnly(app, ui.LOOPBACK)({**scope, "type": kind}, None, send).send(None)
+            ui.OwnPageOnly(app, ui.LOOPBACK, any_address=False)({**scope, "type": kind}, None, send).send(None)
         assert sent == (["let in"] if is_let_in else refused)
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_let_in"),
+    [
+        ({b"host": b"192.168.1.7:7860", b"origin": b"http://192.168.1.7:7860"}, True),
+        ({b"host": b"[fe80::1]:7860"}, True),
+        ({b"host": b"Studio:7860"}, True),
+        ({b"host": b"elsewhere.example:7860", b"origin": b"http://elsewhere.example:7860"}, False),
+    ],
+)
+def test_a_page_that_gives_its_name_another_address_is_refused(headers, is_let_in):
+    """Where the server may be called from other machines: by an address, or by this machine's name."""
+    guard = ui.OwnPageOnly(None, ["Studio"], any_address=True)
+    assert guard._is_own(headers) == is_let_in
 
 
 def test_the_webuis_script_is_thin():

@@ -7,6 +7,7 @@ loader) and in copies of A1111's.
 import datetime
 import importlib
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -151,12 +152,45 @@ def webui(request, tmp_path, monkeypatch):
 def test_the_card_is_taken_under_the_lock_and_given_back(webui, asked, tmp_path):
     from modules.call_queue import queue_lock
 
-    with pytest.raises(RuntimeError, match="inside"), webui.card():
+    with pytest.raises(RuntimeError, match="inside"), webui.card(lambda: None):
         assert queue_lock.locked()
         assert (tmp_path / "asked.txt").read_text().splitlines() == asked[:1]
         raise RuntimeError("inside")
     assert not queue_lock.locked()
     assert (tmp_path / "asked.txt").read_text().splitlines() == asked
+
+
+@pytest.mark.parametrize("webui", ["a1111"], indirect=True)
+def test_while_the_webui_is_busy_nothing_is_unloaded_and_waiting_can_end(webui, tmp_path):
+    from modules.call_queue import queue_lock
+
+    def cancelled():
+        raise InterruptedError
+
+    with queue_lock, pytest.raises(InterruptedError), webui.card(cancelled):
+        raise AssertionError("it had no right to the card")
+    assert not queue_lock.locked()
+    with pytest.raises(InterruptedError), webui.card(cancelled):  # cancelled in the last moment
+        raise AssertionError("nobody wanted it any more")
+    assert not queue_lock.locked()
+    assert not (tmp_path / "asked.txt").exists()
+
+
+@pytest.mark.parametrize("webui", ["a1111"], indirect=True)
+def test_the_card_is_given_back_whatever_fails(webui, tmp_path, monkeypatch):
+    from modules import sd_models
+    from modules.call_queue import queue_lock
+
+    def fails(*_):
+        raise MemoryError
+
+    for name in ("unload_model_weights", "send_model_to_device"):
+        with monkeypatch.context() as patched:
+            patched.setattr(sd_models, name, fails)
+            with pytest.raises(MemoryError), webui.card(lambda: None):
+                pass
+        assert not queue_lock.locked()
+        assert (tmp_path / "asked.txt").read_text().splitlines()[-1] == "refresh locked"
 
 
 @pytest.mark.parametrize("webui", ["forge"], indirect=True)
@@ -172,10 +206,16 @@ def test_folders_and_lists_are_the_webuis(webui, tmp_path):
 def test_install_in_a_webui_changes_nothing_and_says_what_to_do(tmp_path, monkeypatch, capsys):
     module = runpy.run_path(str(ROOT / "install.py"))
     monkeypatch.setitem(module["NEEDED"], "pip", "9999")
-    monkeypatch.setitem(module["main"].__globals__, "in_webui", lambda: True)
+    names = module["main"].__globals__
+    monkeypatch.setitem(names, "in_webui", lambda: True)
+    monkeypatch.setitem(names, "own_python", lambda: tmp_path / "none")
+    monkeypatch.delenv("PU_UNLEARN_PYTHON", raising=False)
+    for name in ("run", "Popen", "check_call"):
+        monkeypatch.setattr(subprocess, name, lambda *_, **__: pytest.fail("it started a program"))
+    monkeypatch.setattr(os, "system", lambda *_: pytest.fail("it started a program"))
     module["main"]()
     said = capsys.readouterr().out
-    assert "pip" in said and "own" in said
+    assert "is too old (needed: 9999" in said
     assert "the webui's own packages stay as they are" in said
     assert "PU_UNLEARN_PYTHON" in said
 

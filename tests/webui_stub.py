@@ -43,6 +43,7 @@ def pretend(kind, data, arguments):
     listed = {p.name: types.SimpleNamespace(name=p.name, filename=str(p)) for p in checkpoints}
     model = types.SimpleNamespace(sd_model=object())
     models = {"checkpoints_list": listed, "model_data": model}
+    models["list_models"] = lambda: None
     models["unload_model_weights"] = lambda: asked("unload_model_weights")
     module("modules")
     module("modules.shared", cmd_opts=parser.parse_args(arguments), sd_model=model.sd_model)

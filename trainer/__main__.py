@@ -165,7 +165,7 @@ def _train(
 
 def _introduce(invocation: Invocation, console: Console) -> None:
     if fix := _cpu_torch_on_nvidia():
-        console.say(fix)
+        console.emit("warning", message=fix)  # also where another program shows what comes out of this one
     if invocation.is_builtin:
         console.say(
             "No model and no images named: training the built-in miniature on real handwritten digits "

@@ -106,12 +106,13 @@ def run(
             run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
             save_result(config, base, folders, run_dir, loop, report, started)
         raise
+    rises = rises or loop.rises()  # a run that was resumed behind its last step; as long as the cache is there
     if ranks.is_first:
         save_result(config, base, folders, run_dir, loop, report, started)
         save_merged(config, base, run_dir, loop)
         if not config.keep_cache:
             run_dir.remove_cache()
-    return Trained(config, loop.learner.unet, loop.device, base, folders, rises or loop.rises())
+    return Trained(config, loop.learner.unet, loop.device, base, folders, rises)
 
 
 def _with_prior(

@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import ipaddress
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m trainer ui", description="The page in a browser.", allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1: this machine only]")
-    parser.add_argument("--port", type=int, help="[the first free one from 7860 on]")
+    parser.add_argument("--port", type=_port, help="[the first free one from 7860 on]")
     parser.add_argument("--output-dir", type=Path, default=Path("output"), help="LoRAs and run folders [output]")
     parser.add_argument(
         "--allow-dir",
@@ -50,6 +52,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
     )
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 65535, got {text!r}")
+    return int(text)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         roots=[folder.absolute() for folder in allowed],
         output=output,
         lora_folder=lambda: output,
-        card=contextlib.nullcontext,
+        card=lambda check: contextlib.nullcontext(),
     )
     with tempfile.TemporaryDirectory() as empty:
         os.chdir(empty)  # gradio 3 serves whatever lies in the working directory
@@ -109,7 +117,9 @@ def _serve(blocks: Any, host: str, port: int | None) -> None:
         print(f"{host}: whoever reaches this address can start trainings here", file=sys.stderr)
     # gradio 3 runs one function at a time unless told, and the one that shows the training takes as long as that
     blocks.queue(**({"concurrency_count": 40} if gradio.__version__.startswith("3.") else {}))
-    own = Middleware(OwnPageOnly, hosts=LOOPBACK if host in LOOPBACK else ())
+    name = socket.gethostname()
+    hosts = LOOPBACK if host in LOOPBACK else (*LOOPBACK, host, name, f"{name}.local")
+    own = Middleware(OwnPageOnly, hosts=hosts, any_address=host not in LOOPBACK)
     try:
         blocks.launch(server_name=host, server_port=port, share=False, app_kwargs={"middleware": [own]})
     except OSError as error:
@@ -119,12 +129,13 @@ def _serve(blocks: Any, host: str, port: int | None) -> None:
 class OwnPageOnly:
     """Refuses what other web pages send through the user's browser; gradio 3 lets every origin in.
 
-    Args: hosts: names by which this server may be called; a page that gave its own name our address is refused.
-        Empty: any.
+    Args:
+        hosts: names by which this server may be called; a page that gave its own name our address is refused.
+        any_address: it may also be called by an address in numbers, which nobody can give to a page of theirs.
     """
 
-    def __init__(self, app: Any, hosts: Sequence[str]) -> None:
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: Any, hosts: Sequence[str], *, any_address: bool) -> None:
+        self.app, self.hosts, self.any_address = app, [name.lower() for name in hosts], any_address
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket") and not self._is_own(dict(scope["headers"])):
@@ -139,6 +150,15 @@ class OwnPageOnly:
     def _is_own(self, headers: dict[bytes, bytes]) -> bool:
         called = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if self.hosts and urlsplit(f"//{called}").hostname not in self.hosts:
+        name = urlsplit(f"//{called}").hostname or ""
+        if name not in self.hosts and not (self.any_address and _is_address(name)):
             return False
         return not origin or urlsplit(origin).netloc == called
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

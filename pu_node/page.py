@@ -182,9 +182,15 @@ def _said(names: Sequence[str], problems: Mapping[str, str]) -> list[Any]:
     ]
 
 
+def _read(job: Job, names: Sequence[str], values: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns: settings for the trainer, and what is wrong with them by field."""
+    settings, problems = form.read(dict(zip(names, values, strict=True)), job.host.checkpoints(), job.host.roots)
+    return {**settings, "device": job.host.device}, problems
+
+
 def _starter(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
     def start(*values: Any) -> list[Any]:
-        settings, problems = form.read(dict(zip(names, values, strict=True)), job.host.checkpoints(), job.host.roots)
+        settings, problems = _read(job, names, values)
         if not problems:
             try:
                 job.start(settings)
@@ -197,7 +203,7 @@ def _starter(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
 
 def _planner(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
     def plan(*values: Any) -> Iterator[list[Any]]:
-        settings, problems = form.read(dict(zip(names, values, strict=True)), job.host.checkpoints(), job.host.roots)
+        settings, problems = _read(job, names, values)
         if problems:
             yield [*_said(lines, problems), gr.update(visible=False)]
             return

@@ -28,6 +28,7 @@ class Host:
     # held while a training runs; calls its argument, which may raise, while it waits
     card: Callable[[Callable[[], None]], AbstractContextManager[Any]]
     rescan: Callable[[], None] = lambda: None  # look for new checkpoints
+    device: str = "auto"  # what to train on
 
 
 def missing() -> list[str]:

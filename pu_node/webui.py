@@ -26,7 +26,9 @@ def job() -> Job:
     data = Path(data_path).absolute()
     given = getattr(shared.cmd_opts, "pu_unlearn_allow_dir", None)  # not there before the first restart
     roots = [Path(folder).absolute() for folder in given or [data]]
-    return Job(Host(checkpoints, roots, data / "outputs" / "pu_unlearn", lora_folder, card, rescan))
+    number = getattr(shared.cmd_opts, "device_id", None)  # of the card that the webui uses
+    device = "auto" if number is None else f"cuda:{number}"
+    return Job(Host(checkpoints, roots, data / "outputs" / "pu_unlearn", lora_folder, card, rescan, device))
 
 
 def checkpoints() -> dict[str, Path]:

@@ -199,8 +199,17 @@ def test_folders_and_lists_are_the_webuis(webui, tmp_path):
     assert webui.job() is webui.job()
     assert host.checkpoints() == {"own.safetensors": tmp_path / "models" / "Stable-diffusion" / "own.safetensors"}
     assert host.roots == [tmp_path]
+    assert host.device == "auto"
     assert host.lora_folder() == tmp_path / "models" / "Lora"
     assert host.output == tmp_path / "outputs" / "pu_unlearn"  # not the LoRA folder: that lists every safetensors in it
+
+
+@pytest.mark.parametrize("webui", ["a1111"], indirect=True)
+def test_the_webuis_second_card_is_trained_on(webui):
+    from modules import shared
+
+    shared.cmd_opts.device_id = "1"
+    assert webui.job().host.device == "cuda:1"
 
 
 def test_install_in_a_webui_changes_nothing_and_says_what_to_do(tmp_path, monkeypatch, capsys):

@@ -330,7 +330,7 @@ def test_attacks_leave_what_they_attack_alone(tmp_path, lora):
         ),
         (["--normal", "tests"], "--normal: no images in tests"),
         (["--n", "1"], "--n: must be 2 or more"),
-        (["--encoder", "x"], "--encoder: a classifier is trained on its features"),
+        (["--encoder", "x"], "--encoder: a classifier (--labeled) or a distance (--normal)"),
         (["--lora", "README.md", "--unlearned", "builtin"], "--lora and --unlearned"),
     ],
 )

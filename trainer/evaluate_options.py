@@ -101,7 +101,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="your images in DIR/normal and DIR/sensitive: a classifier is trained on",
     )
-    add("--encoder", help="with --labeled: features of this transformers image encoder, not of the base model")
+    add(
+        "--encoder", help="a transformers image encoder: its features, not the base model's, for --labeled and --normal"
+    )
     add("--judge", help="a transformers image classifier (folder, hub id) or an .onnx file; --labeled then measures it")
     add("--sensitive-labels", default="", help="its labels (ONNX: numbers) that are sensitive, separated by |")
     add("--clip", help="a CLIP model (folder, hub id) for --normal-text and --sensitive-text")
@@ -198,8 +200,8 @@ def _problems(given: dict, is_builtin: bool) -> list[str]:
         problems.append("--judge: say which of its labels are sensitive: --sensitive-labels")
     if bool(given["clip"]) != bool(given["normal_text"] and given["sensitive_text"]):
         problems.append("--clip, --normal-text and --sensitive-text go together")
-    if given["encoder"] and not given["labeled"]:
-        problems.append("--encoder: a classifier is trained on its features; name the images: --labeled")
+    if given["encoder"] and not (given["labeled"] or given["normal"]):
+        problems.append("--encoder: a classifier (--labeled) or a distance (--normal) is made of its features")
     for attack in ("relearn", "invert"):
         if given[attack] and not given["sensitive"]:
             problems.append(f"--{attack}: name the sensitive images: --sensitive")

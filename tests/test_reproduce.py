@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -74,7 +75,32 @@ def test_commands_are_run_once_and_stop_at_the_first_failure(tmp_path):
     assert commands.run_all(lines, tmp_path) == 0
     assert (tmp_path / "sheet.png").read_text() == "made before"
     with pytest.raises(UserError, match="ended with exit code 2"):
-        commands.run_all([{"makes": "x", "run": "--base nowhere.safetensors"}], tmp_path)
+        commands.run_all([{"makes": "x", "run": "sample --base nowhere.safetensors"}], tmp_path)
+
+
+def test_a_training_among_the_commands_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    called = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(commands.subprocess, "run", lambda words, check: called.append(words[2:]) or done)
+    lines = [{"makes": "a/report.html", "run": "--steps 3 --output-dir {out} --name a"}]
+    first = ["--steps", "3", "--output-dir", str(tmp_path), "--name", "a"]
+    commands.run_all(lines, tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.toml").touch()  # stopped before its first state
+    commands.run_all(lines, tmp_path)
+    assert not (tmp_path / "a").exists()
+    assert called == [first, first]
+    state = tmp_path / "a" / "state" / "step00000001.safetensors"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    commands.run_all(lines, tmp_path)
+    assert called[-1] == ["--resume", "--name=a", f"--output-dir={tmp_path}"]
+
+
+def test_options_that_commands_do_not_have_are_refused(trainer):
+    done = trainer("reproduce", "sd14-brad-pitt", "--objectives", "pu")
+    assert done.returncode == 2
+    assert "--objectives: not for sd14-brad-pitt" in done.stderr
 
 
 def test_small_scale_trains_measures_and_repeats_nothing(tmp_path, monkeypatch, capsys):

@@ -153,7 +153,7 @@ def answer(command: str, settings: Mapping[str, Any], words: Sequence[str] = ())
     """
     progress = event = None
     for event in launch.follow(launch.command([command, *words], settings), check):
-        if event["event"] == "phase" and event["total"]:
+        if event["event"] == "phase" and event.get("total"):
             if progress is None or progress.total != event["total"]:
                 progress = Progress(event["total"])
             progress.show(event["done"])

@@ -249,7 +249,7 @@ def train_an_own_checkpoint(user, shot):
     user.click("plan")
     assert "unlabeled" in user.wait("planned", "peak")
     user.click("start")
-    assert "<lora:own:1>" in user.wait("status", "<lora:own:1>")
+    assert "<lora:own:1>" in user.wait("status", "own: done")
     user.shoot(shot)
 
 

@@ -47,6 +47,7 @@ class State:
     unlabeled: list[float] = field(default_factory=list)  # loss by step
     sensitive: list[float | None] = field(default_factory=list)
     samples: dict[str, Path] = field(default_factory=dict)  # newest picture by kind: step, before, after
+    notes: list[str] = field(default_factory=list)  # how the prior was estimated
     warnings: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # to download
 
@@ -148,7 +149,8 @@ class Job:
         elif kind == "sample":
             self._tell(samples={**self._state.samples, event["kind"]: Path(event["path"])})
         elif kind == "prior":
-            settings["prior"] = event["value"]  # estimated: what the notes beside the LoRA say
+            settings["prior"] = event["value"]  # estimated: what the description of the LoRA says
+            self._tell(notes=[*self._state.notes, event["message"]])
         elif kind == "warning":
             self._tell(warnings=[*self._state.warnings, event["message"]])
         elif kind == "done":

@@ -44,6 +44,7 @@ def status(state: State) -> str:
     lines = [f"<b>{words}</b>"]
     if state.of:
         lines.append(f"<progress value='{state.step}' max='{state.of}'></progress>")
+    lines += [f"<pre>{html.escape(text)}</pre>" for text in state.notes]
     lines += [f"<pre>warning: {html.escape(text)}</pre>" for text in state.warnings]
     if state.message:
         lines.append(f"<pre>{html.escape(state.message)}</pre>")

@@ -273,6 +273,8 @@ def test_what_is_trained_is_done_though_the_webui_cannot_have_its_model_back(hos
     state = ended(work)
     assert (state.ended, state.warnings) == ("done", ["MemoryError: no room"])
     assert len(state.files) == 2
+    assert state.notes == ["m"]
+    assert "<pre>m</pre>" in page_show.status(state)
     assert "prior 0.17" in json.loads((tmp_path / "lists" / "lora.json").read_text())["description"]
 
 

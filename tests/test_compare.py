@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from trainer import compare
+from trainer import sweep
 from trainer.__main__ import main
 
 QUICK = ("--steps", "3", "--images", "4", "--rate-images", "4", "--sample-steps", "2")
@@ -20,7 +20,7 @@ def in_process(monkeypatch):
         calls.append(command[2:])
         return subprocess.CompletedProcess(command, main(command[2:]))
 
-    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(sweep.subprocess, "run", run)
     return calls
 
 
@@ -73,11 +73,27 @@ def test_a_sweep_goes_on_wherever_it_was_stopped(tmp_path, in_process, trainer):
     other = trainer(*words, "--steps", "4")
     assert other.returncode == 2
     assert "is finished, with --steps 3, not 4" in other.stderr
+    left_out = tmp_path / "bad.txt"
+    left_out.touch()
+    calls = len(in_process)
+    other = trainer("compare", "--sweep", "temperature=9,6", *words[3:], "--exclude", left_out)
+    assert "temperature-6 is finished, with --exclude None, not " in other.stderr
+    assert len(in_process) == calls  # said before the one that is not there yet is trained
     events = tmp_path / "pu-digits-temperature-6" / "events.jsonl"
     lines = events.read_text().splitlines()
     events.write_text("\n".join(line for line in lines if '"event": "done"' not in line) + "\n")  # killed at the end
     assert trainer(*words).returncode == 0
     assert in_process[-1][0] == "--resume"
+
+
+def test_a_sweep_may_be_attacked(monkeypatch, tmp_path):
+    """The attacks want a LoRA, which the sweep is about to make."""
+    called = []
+    monkeypatch.setattr(sweep, "_call", called.append)
+    attack = ["--sensitive", "trainer/builtin/pictures", "--relearn", "5"]
+    made = sweep.sweep("temperature=1,2", ["--output-dir", str(tmp_path)], attack)
+    assert [words[0] for words in called] == ["--output-dir", "evaluate"] * 2
+    assert called[1] == ["evaluate", f"--lora={made[0]}.safetensors", f"--out={made[0]}-evaluate", *attack]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +103,7 @@ def test_a_sweep_goes_on_wherever_it_was_stopped(tmp_path, in_process, trainer):
         (["--sweep", "temprature=1,2"], "--temprature: no such option, did you mean --temperature?"),
         (["--sweep", "temperature=1,-2"], "--temperature: must be greater than 0, got '-2'"),
         (["--sweep", "temperature=1,2", "--", "--n", "0"], "--n: must be 2 or more"),
+        (["--sweep", "temperature=1,2", "--", "--relearn", "5"], "--relearn: name the sensitive images"),
         (["only"], "name two runs or more"),
         (["a", "b", "--steps", "3"], "--steps: options of the trainer go with --sweep"),
         (["nowhere", "else"], "nowhere: no run (it holds no config.toml)"),

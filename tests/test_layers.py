@@ -93,18 +93,9 @@ ALLOWED = {
     "findings": {"shots", "evaluate_options", "judges", "page", "quality", "sample", "stats"},
     "evaluate": {"builtin", "console", "dataset", "evaluate_options", "features", "findings", "hub", "judges", "memory"}
     | {"model", "quality", "shots", "stopping", "switches"},
-    "compare": {
-        "builtin",
-        "command_line",
-        "config",
-        "console",
-        "evaluate_options",
-        "judges",
-        "page",
-        "report",
-        "run_dir",
-    }
-    | {"stopping"},
+    "runs": {"command_line", "config", "run_dir"},
+    "sweep": {"builtin", "command_line", "config", "evaluate_options", "run_dir", "runs"},
+    "compare": {"config", "console", "judges", "page", "report", "runs", "stopping", "sweep"},
     "ui": set(),
     # its other commands are imported by name: see COMMANDS
     "__main__": {"before_after", "builtin", "command_line", "config", "console", "data", "dataset", "hub", "memory"}

@@ -26,12 +26,12 @@ def test_every_field_is_on_the_page(tmp_path):
 
 
 def test_bad_values_come_back_beside_their_fields(tmp_path):
-    from pu_node import page
+    from pu_node import page_events
 
     work = job.Job(page_host.Host(dict, [tmp_path], tmp_path, lambda: tmp_path, lambda check: contextlib.nullcontext()))
     values = {"checkpoint": form.DEMO, "preset": "auto", "unlabeled": "", "sensitive": "", **form.defaults(form.DEMO)}
     names, lines = list(values), [*values, "general"]
-    said = page._starter(work, names, lines)(*{**values, "steps": 1.5}.values())
+    said = page_events.starter(work, names, lines)(*{**values, "steps": 1.5}.values())
     shown = {name: update["value"] for name, update in zip(lines, said, strict=True) if update["visible"]}
     assert shown == {"steps": "steps: must be a whole number"}
     assert work.state()[0].phase == "idle"

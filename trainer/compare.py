@@ -1,58 +1,22 @@
-"""The command `compare`: one page over several runs, what differs and what came of it; or a sweep that makes them."""
+"""The command `compare`: one page over several runs, what differs and what came of it; a sweep makes them first."""
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import errors, page
-from .builtin import CONFIG
-from .command_line import parse, read_toml
 from .config import TrainConfig
 from .console import answer
 from .errors import UserError
 from .files import replacing, write_text
 from .judges import Accuracy
-from .run_dir import RunDir, going_on
+from .runs import OWN, Run, read_run
 from .stopping import follow_parent
+from .sweep import sweep
 
-OWN = {"name", "output_dir", "config", "save_state_every", "keep_states", "keep_cache", "logging_dir"}  # tell nothing
 CURVES = {"ratio": "sensitive / unlabeled loss", "normal_risk": "normal risk R"}
-
-
-@dataclass(frozen=True)
-class Run:
-    name: str
-    folder: Path
-    settings: dict[str, Any]
-    steps: list[dict[str, Any]]  # step events
-    done: dict[str, Any]  # the done event; empty where the run is not finished
-    evaluation: dict[str, Any]  # evaluate.json; empty where the run was not evaluated
-
-
-def read_run(folder: Path) -> Run:
-    """Args: folder: a run's folder, or its LoRA. Raises: UserError if it is none."""
-    folder = folder.with_suffix("") if folder.suffix == ".safetensors" else folder
-    if not (folder / "config.toml").is_file():
-        raise UserError(f"{folder}: no run (it holds no config.toml)")
-    problems: list[str] = []
-    settings = read_toml(folder / "config.toml", problems)
-    if problems:
-        raise UserError("\n".join(problems))
-    events = RunDir(folder.parent, folder.name).events()
-    evaluated = folder.with_name(f"{folder.name}-evaluate") / "evaluate.json"
-    return Run(
-        folder.name,
-        folder,
-        TrainConfig(**settings).model_dump(mode="json"),
-        [e for e in events if e["event"] == "step"],
-        next((e for e in reversed(events) if e["event"] == "done"), {}),
-        json.loads(evaluated.read_text(encoding="utf-8")) if evaluated.is_file() else {},
-    )
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -159,69 +123,6 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """What stands before and behind `--`."""
     words = list(argv)
     return (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-
-
-def sweep(text: str, rest: Sequence[str], judging: Sequence[str]) -> list[Path]:
-    """Train a run for each value of one setting, one after the other, each in a process of its own.
-
-    Args: text: FIELD=A,B. rest: options of the trainer. judging: options of evaluate; none: not evaluated.
-    Returns: the run folders. Raises: UserError before anything is trained; Stopped.
-    """
-    name, _, values = text.partition("=")
-    option = f"--{name.replace('_', '-').lstrip('-')}"
-    if not values:
-        raise UserError(f"--sweep: must be FIELD=A,B, got {text!r}")
-    folders = {}
-    for value in values.split(","):
-        config = parse([*rest, f"{option}={value}"], CONFIG).config
-        run = f"{config.name}-{option[2:]}-{value}"
-        parse([*rest, f"{option}={value}", f"--name={run}"], CONFIG)
-        folders[config.output_dir / run] = [*rest, f"{option}={value}", f"--name={run}"], config
-    if judging:
-        from . import evaluate_options
-
-        evaluate_options.read([*judging])
-    for folder, (words, config) in folders.items():
-        run = RunDir(folder.parent, folder.name)
-        if (folder / "config.toml").exists() and (known := read_run(folder)).done:
-            _refuse_another(known, config)
-        else:
-            _call(going_on(run, words))
-        if judging:
-            lora = run.lora
-            out = folder.with_name(f"{folder.name}-evaluate")
-            _call(["evaluate", f"--lora={lora}", f"--out={out}", *judging])
-    return list(folders)
-
-
-def _refuse_another(known: Run, config: TrainConfig) -> None:
-    """Raises: UserError if the finished run of this name was trained with other settings than those asked for now."""
-    wanted = config.model_dump(mode="json")
-    settled = {"data"} | {name for name, value in wanted.items() if value in ("auto", None)}  # by the run itself
-    other = [
-        f"--{name.replace('_', '-')} {known.settings[name]}, not {value}"
-        for name, value in wanted.items()
-        if name not in OWN | settled and _same_place(known.settings[name]) != _same_place(value)
-    ]
-    if other:
-        raise UserError(
-            f"{known.folder} is finished, with {'; '.join(other)}. Choose another --output-dir, or remove it"
-        )
-
-
-def _same_place(value: Any) -> Any:
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
-
-
-def _call(words: Sequence[str]) -> None:
-    """One command in a process of its own: what it leaves in memory is gone afterwards."""
-    print("python -m trainer", *words, flush=True)
-    own = str(Path(__file__).with_name("__main__.py"))
-    code = subprocess.run([sys.executable, own, *words], check=False).returncode
-    if code == errors.STOPPED:
-        raise errors.Stopped
-    if code:
-        raise UserError(f"--sweep: that run ended with exit code {code}; the same call goes on from there")
 
 
 def write_page(runs: Sequence[Run], heads: Sequence[str], table: Sequence[Sequence[str]], out: Path) -> None:

@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--n", type=int, default=500, help="pictures before and after [500]")
     add("--first-seed", type=int, default=0, help="seeds from here; choose others than those you tuned on [0]")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of the U-Net [auto]")
-    add("--out", type=Path, help="folder of results [output/NAME-evaluate]")
+    add("--out", type=Path, help="folder of results [NAME-evaluate, beside the run that made the LoRA or in output]")
     judge = parser.add_argument_group("who judges (on builtin: the built-in classifier)")
     add = judge.add_argument
     add(
@@ -126,11 +126,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read(argv: Sequence[str]) -> Options:
-    """Raises: UserError listing every problem."""
+def read(argv: Sequence[str], *, lora_follows: bool = False) -> Options:
+    """Args: lora_follows: the LoRA is yet to be trained. Raises: UserError listing every problem."""
     given = vars(make_parser().parse_args(argv))
     is_builtin = given["base"] == BUILTIN
-    problems = _problems(given, is_builtin)
+    problems = _problems(given, is_builtin, has_lora=bool(given["lora"]) or lora_follows)
     for name in ("sensitive_labels", "retain_prompts", "paraphrases"):
         given[name] = list(dict.fromkeys(part.strip() for part in (given[name] or "").split("|") if part.strip()))
     if is_builtin:
@@ -180,7 +180,7 @@ def _strengths(value: str | list[float] | None) -> list[float]:
     return value or []
 
 
-def _problems(given: dict, is_builtin: bool) -> list[str]:
+def _problems(given: dict, is_builtin: bool, *, has_lora: bool) -> list[str]:
     problems = []
     for name in ("lora", "labeled", "normal", "sensitive"):
         path = given[name]
@@ -205,7 +205,7 @@ def _problems(given: dict, is_builtin: bool) -> list[str]:
     for attack in ("relearn", "invert"):
         if given[attack] and not given["sensitive"]:
             problems.append(f"--{attack}: name the sensitive images: --sensitive")
-        if given[attack] and not given["lora"]:
+        if given[attack] and (given["unlearned"] or not has_lora):
             problems.append(f"--{attack}: works with --lora only")
         if given[attack] < 0:
             problems.append(f"--{attack}: must be 0 or more, got {given[attack]}")

@@ -139,7 +139,7 @@ def _about_rates(numbers: dict[str, Any]) -> list[str]:
 
 
 def comes_back(numbers: dict[str, Any]) -> str | None:
-    """When relearning has undone half of what was unlearned; None: nothing was, or nobody can tell."""
+    """When relearning has undone half of what was unlearned; None: nobody can tell."""
     looks = numbers["relearned"].get("with the LoRA")
     if not looks or "before" not in numbers:
         return None

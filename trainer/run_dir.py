@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .files import replacing, write_text
+from .files import locked, replacing, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,10 +100,13 @@ def going_on(run: RunDir, words: Sequence[str]) -> list[str]:
     """The words that start a run anew or go on with it, whatever an earlier call left behind.
 
     Args: words: of its first call. What a call left that ended before its first state is removed: nothing was trained.
+    Raises: UserError if another process is at it.
     """
     if run.has_state:
         return ["--resume", f"--name={run.name}", f"--output-dir={run.root.parent}"]
     if run.is_used and not run.lora.exists():
+        with locked(run.root):
+            pass  # another process that has just begun with it would hold it
         shutil.rmtree(run.root)
     return list(words)
 

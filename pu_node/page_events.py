@@ -1,0 +1,98 @@
+"""What the page's buttons do: values of the form in, updates of its parts out."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from . import form, launch, page_show
+from .job import Job
+
+PAUSE_S = 0.5  # between looks at the training
+DRAWINGS = 200  # of the curve over a run: each is a file that gradio keeps
+
+
+def _said(names: Sequence[str], problems: Mapping[str, str]) -> list[Any]:
+    """Updates of the lines below the fields."""
+    return [
+        gr.update(value=html.escape(problems[name] if name == "general" else f"{name}: {problems[name]}"), visible=True)
+        if name in problems
+        else gr.update(value="", visible=False)
+        for name in names
+    ]
+
+
+def _read(job: Job, names: Sequence[str], values: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns: settings for the trainer, and what is wrong with them by field."""
+    settings, problems = form.read(dict(zip(names, values, strict=True)), job.host.checkpoints(), job.host.roots)
+    return {**settings, "device": job.host.device}, problems
+
+
+def starter(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
+    def start(*values: Any) -> list[Any]:
+        settings, problems = _read(job, names, values)
+        if not problems:
+            try:
+                job.start(settings)
+            except ValueError as error:
+                problems = {"general": str(error)}
+        return _said(lines, problems)
+
+    return start
+
+
+def planner(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
+    def plan(*values: Any) -> Iterator[list[Any]]:
+        settings, problems = _read(job, names, values)
+        if problems:
+            yield [*_said(lines, problems), gr.update(visible=False)]
+            return
+        yield [*_said(lines, {}), gr.update(value="planning …", visible=True)]
+        try:
+            text = "\n".join(job.alone(lambda: list(_plan(settings))))
+        except (ValueError, launch.TrainerError) as error:
+            yield [*_said(lines, form.by_field(str(error))), gr.update(visible=False)]
+            return
+        yield [*_said(lines, {}), gr.update(value=f"<pre>{html.escape(text)}</pre>", visible=True)]
+
+    return plan
+
+
+def _plan(settings: Mapping[str, Any]) -> Iterator[str]:
+    """What the folders hold (the demo brings its own), and what training takes."""
+    for command in ("data", "plan") if "base" in settings else ("plan",):
+        for event in launch.follow(launch.command([command], settings), lambda: None):
+            if event["event"] == "data":
+                yield event["text"]
+            elif event["event"] == "plan":
+                yield from event["lines"]
+
+
+def watcher(job: Job) -> Any:
+    def watch() -> Iterator[list[Any]]:
+        seen, drawn, picture = -1, -1, None
+        while True:
+            state, seen = job.state(seen, timeout_s=30)
+            every = max(1, state.of // DRAWINGS)
+            is_new = state.step != drawn and (state.step - drawn >= every or state.step == state.of or not state.step)
+            if is_new:
+                drawn = state.step
+            samples = tuple(state.samples.items())
+            yield [
+                gr.update(value=page_show.status(state)),
+                gr.update(value=page_show.curve(state)) if is_new else gr.update(),
+                gr.update(value=page_show.pictures(state)) if samples != picture else gr.update(),
+                gr.update(value=[str(path) for path in state.files] or None, visible=bool(state.files)),
+                gr.update(interactive=not state.is_active),
+                gr.update(interactive=state.is_active),
+            ]
+            picture = samples
+            if not state.is_active:
+                return
+            time.sleep(PAUSE_S)
+
+    return watch

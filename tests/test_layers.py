@@ -33,7 +33,7 @@ ALLOWED = {
     "dataset": {"randomness"},
     "sheet": {"dataset"},
     "data": {"builtin", "command_line", "config", "dataset", "ranks", "sheet"},
-    "draws": {"dataset", "randomness"},
+    "draws": {"config", "dataset", "randomness"},
     "checkpoint": {"ckpt"},
     "model": {"builtin", "checkpoint", "diffusion", "hub", "libraries"},
     "encode": {"dataset", "model", "ranks"},
@@ -57,7 +57,8 @@ ALLOWED = {
     "denoise": {"dataset", "diffusion", "draws", "encode"},
     "learner": {"config", "full", "lora", "lora_file", "memory", "model", "switches"},
     "loop": {"config", "dataset", "denoise", "draws", "encode", "gradient", "learner", "memory", "pu_loss", "ranks"}
-    | {"switches"},
+    | {"resume", "switches"},
+    "resume": {"command_line", "config", "encode", "switches"},
     "merge": {"checkpoint", "libraries", "model"},
     "save": {"__init__", "builtin", "config", "dataset", "loop", "lora", "lora_file", "merge", "model", "run_dir"}
     | {"switches"},
@@ -75,10 +76,10 @@ ALLOWED = {
         "model",
         "plan",
     }
-    | {"prior", "ranks", "run_dir", "save", "switches"},
+    | {"prior", "ranks", "resume", "run_dir", "save", "switches"},
     "keep": {"config", "dataset", "model", "sample", "switches"},
     # what comes out
-    "sample": {"encode", "hub", "libraries", "memory", "model"},
+    "sample": {"encode", "hub", "libraries", "memory", "model", "switches"},
     "before_after": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},
     "report": {"before_after", "builtin", "config", "page", "run_dir", "train"},
     "console": {"run_dir", "stopping"},

@@ -20,6 +20,8 @@ def card(monkeypatch, capability, name):
         ((8, 6), "NVIDIA GeForce RTX 3060", "bf16"),
         ((7, 5), "NVIDIA GeForce RTX 2060", "fp16"),
         ((7, 5), "NVIDIA GeForce GTX 1660 SUPER", "fp32"),
+        ((7, 5), "Quadro T1000 with Max-Q Design", "fp32"),
+        ((7, 5), "Tesla T4", "fp16"),
         ((6, 1), "NVIDIA GeForce GTX 1080", "fp16"),
     ],
 )
@@ -27,6 +29,38 @@ def test_auto_precision_follows_the_card(monkeypatch, capability, name, wanted):
     card(monkeypatch, capability, name)
     assert memory.choose_precision("auto", torch.device("cuda")) == wanted
     assert memory.choose_precision("fp32", torch.device("cuda")) == "fp32"
+
+
+def test_cards_that_train_together_compute_in_one_format():
+    """Gradients of a card with bf16 and of one with fp16, which scales its loss, would not add up."""
+    assert memory.common_precision(["bf16", "bf16"]) == "bf16"
+    assert memory.common_precision(["bf16", "fp16"]) == "fp16"
+    assert memory.common_precision(["bf16", "fp16", "fp32"]) == "fp32"
+
+
+@pytest.mark.parametrize(("wanted", "budget"), [(None, 3000.0), (2.0, 2048.0), (4.0, 3000.0)])
+def test_the_budget_is_never_more_than_what_is_free(monkeypatch, wanted, budget):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3000 * 2**20, 4096 * 2**20))
+    assert memory.budget_mib(torch.device("cuda"), wanted) == budget
+    assert memory.budget_mib(torch.device("cpu"), wanted) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_tells_of_memory(error, is_memory):
+    assert memory.is_out_of_memory(error) == is_memory
 
 
 def test_the_cpu_computes_in_fp32():

@@ -4,7 +4,6 @@ Everything that imports torch is imported late: --help and every error about opt
 """
 
 import contextlib
-import errno
 import logging
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from .config import TrainConfig, to_toml
 from .console import Console
 from .dataset import Folders
 from .errors import UserError
-from .files import locked
+from .files import locked, unwritable
 from .model import Base
 from .ranks import Ranks, from_environment
 from .run_dir import RunDir, free_name
@@ -69,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return errors.STOPPED
     except Exception as error:  # of a command beside training, which tells its own
+        if said := unwritable(error):
+            print(f"error: {said}", file=sys.stderr)
+            return errors.FAILED
         from .memory import is_out_of_memory
 
         if not is_out_of_memory(error):
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_command(invocation: Invocation) -> int:
     """Train, make the pictures, write the report. Returns: an exit code."""
     config = invocation.config
-    ranks = from_environment()
+    ranks = from_environment(is_cpu=config.device == "cpu")
     if not invocation.resume:
         config = config.model_copy(update={"name": ranks.agree(free_name(config.output_dir, config.name))})
     run_dir = RunDir(config.output_dir, config.name)
@@ -89,6 +91,10 @@ def train_command(invocation: Invocation) -> int:
     if invocation.is_builtin:
         config = data.with_digits(config, ranks)
     base, folders = _find_base(config), data.find(config)
+    try:
+        run_dir.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir {config.output_dir}: cannot be written to ({error.strerror})") from None
     lock = locked(run_dir.root) if ranks.is_first else contextlib.nullcontext()
     with lock, contextlib.closing(console):
         _tell_found(config, folders, console)
@@ -98,7 +104,7 @@ def train_command(invocation: Invocation) -> int:
             return _train(config, base, folders, run_dir, ranks, console, is_resume=invocation.resume)
         except errors.Stopped:
             console.emit("error", kind="stopped", message="stopped by the user")
-            where = f"--name {config.name!r}{_output(config)}"
+            where = f'--name "{config.name}"{_output(config)}'
             advice = (
                 f"go on with: python -m trainer --resume {where}" if run_dir.has_state else "nothing was trained yet"
             )
@@ -168,9 +174,8 @@ def _introduce(invocation: Invocation, console: Console) -> None:
         console.emit("warning", message=fix)  # also where another program shows what comes out of this one
     if invocation.is_builtin:
         console.say(
-            "No model and no images named: training the built-in miniature on real handwritten digits "
-            "(even = normal, odd = sensitive).\n"
-            "For your own: python -m trainer --base MODEL.safetensors --unlabeled DIR "
+            "No model and no images named: training the built-in miniature on real handwritten digits (even = normal, "
+            "odd = sensitive).\nFor your own: python -m trainer --base MODEL.safetensors --unlabeled DIR "
             '--sensitive DIR --prompt "a photo of …"'
         )
 
@@ -206,7 +211,7 @@ def _tell_found(config: TrainConfig, folders: Folders, console: Console) -> None
 
 def _output(config: TrainConfig) -> str:
     default = TrainConfig.model_fields["output_dir"].default
-    return "" if config.output_dir == default else f" --output-dir {str(config.output_dir)!r}"
+    return "" if config.output_dir == default else f' --output-dir "{config.output_dir}"'
 
 
 def _failed(error: Exception, config: TrainConfig, base: Base, console: Console) -> int:
@@ -220,21 +225,21 @@ def _failed(error: Exception, config: TrainConfig, base: Base, console: Console)
         with contextlib.suppress(Exception):  # what is left may not be enough to find better advice
             from . import plan
 
-            started = [e for e in console.run_dir.events() if e.get("name") == "train"]
-            message = "out of memory. " + plan.advice(config, base, started[-1] if started else {})
+            message = "out of memory. " + plan.advice(config, base, console.run_dir.events())
         console.emit("error", kind="out-of-memory", message=message)
         print(f"error: {message}", file=sys.stderr)
         return errors.OUT_OF_MEMORY
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
-        message = f"cannot write {error.filename or 'to the disk'}: {error.strerror}. What was saved before is kept."
+    if said := unwritable(error):
+        message = f"{said}. What was saved before is kept."
         with contextlib.suppress(OSError):
             console.emit("error", kind="disk", message=message)
         print(f"error: {message}", file=sys.stderr)
         return errors.FAILED
     path = console.run_dir.root / "traceback.txt"
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     message = f"{type(error).__name__}: {error}"
-    console.emit("error", kind="failed", message=message)
+    with contextlib.suppress(OSError):
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        console.emit("error", kind="failed", message=message)
     print(f"error: {message}\nThis is a bug, or a library that does not fit. Details: {path}", file=sys.stderr)
     return errors.FAILED
 

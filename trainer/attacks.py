@@ -31,6 +31,7 @@ from .studio import Studio
 
 LOOKS = 5  # pictures are made this often during a relearning
 PLACEHOLDER = "*"
+LOSS_SCALE = 2.0**10  # or fp16 would lose the gradient, which is about 1e-5 where the U-Net ends
 
 
 def relearn(
@@ -153,7 +154,9 @@ def invert(
             with torch.autocast(device.type, dtype=pipe.unet.dtype, enabled=pipe.unet.dtype != torch.float32):
                 guess = pipe.unet(noisy, t.to(device), states).sample
             wanted = target(chosen, noise, t, signal, prediction_type).to(device)
-            (per_sample_error(guess, wanted).mean() / wanted[0].numel()).backward()
+            loss = per_sample_error(guess, wanted).mean() / wanted[0].numel()
+            (LOSS_SCALE * loss).backward()
+            word.grad /= LOSS_SCALE
             optimizer.step()
             optimizer.zero_grad()
         pictures = folder / "pictures"

@@ -31,7 +31,21 @@ class Evaluation:
 def before_after(
     config: TrainConfig, trained: Trained, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
 ) -> Evaluation:
-    """Make the pictures, save a grid of each kind, and count if a judge is there (the built-in digits)."""
+    """Make the pictures, save a grid of each kind, and count if a judge is there (the built-in digits).
+
+    A failure is told, and nothing more: what was trained is saved by then.
+    """
+    try:
+        return _before_after(config, trained, run_dir, emit=emit, check=check)
+    except Exception as error:
+        text = f"what was trained is saved, but no pictures before and after could be made: {error}"
+        emit("warning", message=text)
+        return Evaluation(picture_prompt(config, trained.folders), None, None, None, None, None)
+
+
+def _before_after(
+    config: TrainConfig, trained: Trained, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
+) -> Evaluation:
     prompt = picture_prompt(config, trained.folders)
     seeds = list(range(max(config.images, config.rate_images)))
     if not seeds:

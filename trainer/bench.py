@@ -119,3 +119,4 @@ def _line(name: str, work: Work, found: Switches, repeat: int) -> None:
     )
     del step
     gc.collect()
+    memory.reset_peak(work.device)

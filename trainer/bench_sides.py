@@ -84,7 +84,7 @@ class Work:
     bases: dict[torch.dtype, nn.Module] = field(default_factory=dict)
 
     def model(self, dtype: torch.dtype) -> nn.Module:
-        """A U-Net with a LoRA of its own. Frozen weights are shared: a copy's place in memory is worth some percent."""
+        """A U-Net with a LoRA of its own. On the CPU frozen weights are shared: a copy's place is worth a percent."""
         from diffusers import UNet2DConditionModel
 
         if dtype not in self.bases:
@@ -93,7 +93,8 @@ class Work:
                 found = UNet2DConditionModel.from_config(self.unet).to(dtype).requires_grad_(False).eval()
             self.bases[dtype] = found
         base = self.bases[dtype]
-        unet = copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
+        shared = base.parameters() if self.device.type == "cpu" else ()
+        unet = copy.deepcopy(base, {id(parameter): parameter for parameter in shared})
         lora.attach(unet, rank=self.rank, alpha=self.rank, seed=0)
         return unet
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .config import TrainConfig
 from .dataset import PLAIN, Folders, Sample, View
 from .randomness import CAPTION, NOISE, ORDER, VIEW, rng
 
@@ -76,6 +77,22 @@ class Batches:
     def _view(self, step: int, position: int) -> View:
         chance = rng(self.seed, VIEW, step, position)
         return View(self.flip and chance.random() < 0.5, int(chance.integers(self.crops)))
+
+
+def batches(config: TrainConfig, folders: Folders) -> Batches:
+    """The batches of a run."""
+    enough = min(config.batch_unlabeled, config.batch_sensitive) > 1
+    has_own = enough and config.objective != "unsupervised" and captioned(folders.sensitive)
+    return Batches(
+        folders,
+        config.seed,
+        n_unlabeled=config.batch_unlabeled,
+        n_sensitive=config.batch_sensitive,
+        own_share=config.sensitive_prompt_share if has_own else 0.0,
+        caption_dropout=config.caption_dropout,
+        flip=config.flip,
+        crops=config.crops,
+    )
 
 
 def views(*, flip: bool, crops: int) -> list[View]:

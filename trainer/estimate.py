@@ -93,19 +93,13 @@ def predict(shape: Shape, found: Switches) -> Estimate:
         held = live.now
         parameters = (full if shape.network == "full" else lora).parameters(unet)
         with live:
-            _pass(unet, shape, found)  # the unlabeled samples' gradients wait …
-            waiting = [p.grad for p in parameters]
-            for parameter in parameters:
-                parameter.grad = None
-            _pass(unet, shape, found)  # … while those of the sensitive ones are made
-            del waiting
+            _pass(unet, shape, found)
     trained = sum(p.numel() for p in parameters)
-    gradients = 2 * 4 * trained
-    states = OPTIMIZER_BYTES[shape.optimizer] * trained
+    one = 4 * trained / MIB  # the weights, and each buffer: one gradient waits while the other is made
     return Estimate(
-        weights=(held - 4 * trained) / MIB,
-        lora=(4 * trained + gradients + states) / MIB,
-        activations=(live.peak - held - gradients) / MIB,
+        weights=held / MIB - one,
+        lora=3 * one + OPTIMIZER_BYTES[shape.optimizer] * trained / MIB,
+        activations=(live.peak - held) / MIB - one,
     )
 
 

@@ -1,8 +1,12 @@
 """Files that are either whole or absent: atomic writes, hashes, a lock. May be imported by every module."""
 
 import contextlib
+import errno
+import glob
 import hashlib
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,31 +15,62 @@ from filelock import FileLock, Timeout
 
 from .errors import UserError
 
+# Full, too full for this user, too small for this file (FAT), not to be written to, or no such name there.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+DISK += (errno.ENAMETOOLONG, errno.ENOTDIR)
+
 
 @contextlib.contextmanager
 def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside target; renamed onto it when the block ends well, removed when it does not.
 
-    Args: durable: fsync before the rename; what can be made again (caches) does without.
+    It lies in a folder of its own, for what writes it (safetensors, for one) may have temporary files, too.
+
+    Args: durable: fsync before the rename, and remove what a killed process left of the same target; what can be made
+        again (caches) does without.
+    Raises: OSError with target as its file, also where the library that writes has an error of its own.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    prefix = f".{target.name}." if durable else "."
+    if durable:
+        for torn in target.parent.glob(glob.escape(prefix) + "?" * 8):
+            shutil.rmtree(torn, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+    temporary = folder / f"new{target.suffix}"
     try:
         yield temporary
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp made it private; a LoRA is read by other programs' users
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes it private; a LoRA is read by other programs' users
         os.replace(temporary, target)
+    except Exception as error:
+        if number := _number(error, folder):
+            raise OSError(number, os.strerror(number), str(target)) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _number(error: Exception, folder: Path) -> int | None:
+    """The system's number of an error in folder, also behind one of safetensors, which is written in Rust."""
+    if isinstance(error, OSError):
+        is_here = error.filename is None or str(error.filename).startswith(str(folder))
+        return error.errno if is_here else None
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def write_text(target: Path, text: str) -> None:
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def unwritable(error: BaseException) -> str | None:
+    """What to say of an error that is the disk's (full, or not ours to write to); None of any other."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    return f"cannot write {error.filename or 'to the disk'}: {error.strerror}"
 
 
 def sha256(path: Path) -> str:

@@ -59,6 +59,7 @@ class Learner:
             config.optimizer, self.parameters, lr=config.lr, weight_decay=config.weight_decay, warn=warn
         )
         self.optimizer = self.accelerator.prepare(plain)
+        self.is_whole = True  # not while the weights move: memory may run out between two of them
 
     @property
     def can_rescale(self) -> bool:
@@ -72,9 +73,11 @@ class Learner:
 
     def step(self, lr: float) -> bool:
         """Move the weights along their gradient and clear it. Returns: False where fp16 overflowed: nothing moved."""
+        self.is_whole = False
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self.is_whole = True
         self.optimizer.zero_grad()
         return not self.accelerator.optimizer_step_was_skipped
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from . import draws, gradient, memory, pu_loss
+from . import draws, gradient, memory, pu_loss, resume
 from .config import TrainConfig
-from .dataset import Folders
+from .dataset import PLAIN, Folders
 from .denoise import Denoiser, Scale, calibrate, importance, probe
-from .draws import Batches, Draw
+from .draws import Draw
 from .encode import Encoded
 from .errors import NonFinite, Stopped
 from .learner import Learner, lr_factor
@@ -84,7 +84,7 @@ class Loop:
             check if ranks.world == 1 else lambda: None,
         )
         self.check = check
-        self.batches = make_batches(config, folders)
+        self.batches = draws.batches(config, folders)
         sizes = config.batch_unlabeled, config.batch_sensitive
         self.weights = pu_loss.Weights(config.objective, config.prior, *sizes)
         self.progress = Progress()
@@ -117,7 +117,9 @@ class Loop:
         return Scale(config.temperature_mode, config.temperature, base_error, len(self.denoiser.signal))
 
     def _attempt(self, n: int) -> None:
-        draws = [self.batches.unlabeled(0)[0]] * n
+        size = lambda sample: self.denoiser.encoded.latents(sample.path, PLAIN).numel()  # noqa: E731
+        largest = max((*self.folders.unlabeled, *self.folders.sensitive), key=size)
+        draws = [Draw(0, largest, self.folders.unlabeled[0].caption)] * n
         errors, _, _ = self.denoiser.errors(draws, 0)
         errors.mean().backward()
         for parameter in self.learner.parameters:
@@ -143,11 +145,10 @@ class Loop:
             self._stop_together()
             started, self._seen = time.perf_counter(), []
             step = self.progress.step
-            sensitive = [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
             outcome = gradient.accumulate(
                 lambda draws, step=step: self._losses(draws, step),
                 self.batches.unlabeled(step),
-                sensitive,
+                self._sensitive(step),
                 self.learner.parameters,
                 self.weights,
                 assumed_sign=self.progress.sign,
@@ -165,6 +166,9 @@ class Loop:
             if self.is_from_scratch:
                 self.scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
             yield self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
+
+    def _sensitive(self, step: int) -> list[Draw]:
+        return [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
 
     def _stop_together(self) -> None:
         """Among several processes: stop between two steps, all of them, as soon as one was asked to.
@@ -200,7 +204,7 @@ class Loop:
     @torch.no_grad()
     def _find_culprit(self, step: int) -> str | None:
         """Which sample's error is not finite, looked for one by one: only once something is wrong."""
-        for draw in [*self.batches.unlabeled(step), *self.batches.sensitive(step)]:
+        for draw in [*self.batches.unlabeled(step), *self._sensitive(step)]:
             errors, t, _ = self.denoiser.errors([draw], step)
             if not errors.isfinite().all():
                 return f"{draw.sample.path.name} at timestep {t.item()}: error {errors.item()}"
@@ -230,6 +234,7 @@ class Loop:
             **self.learner.state(),
             "first_probe": self.first_probe,
             "base_error": self.scale.base_error,
+            "run": resume.record(self.config, self.denoiser.encoded, self.switches, self.device),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -239,18 +244,3 @@ class Loop:
         self.first_probe = state["first_probe"]
         mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
         self.scale = Scale(mode, self.config.temperature, state["base_error"], len(self.denoiser.signal))
-
-
-def make_batches(config: TrainConfig, folders: Folders) -> Batches:
-    enough = min(config.batch_unlabeled, config.batch_sensitive) > 1
-    has_own = enough and config.objective != "unsupervised" and draws.captioned(folders.sensitive)
-    return Batches(
-        folders,
-        config.seed,
-        n_unlabeled=config.batch_unlabeled,
-        n_sensitive=config.batch_sensitive,
-        own_share=config.sensitive_prompt_share if has_own else 0.0,
-        caption_dropout=config.caption_dropout,
-        flip=config.flip,
-        crops=config.crops,
-    )

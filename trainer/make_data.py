@@ -4,7 +4,6 @@ The paper's set-up for Stable Diffusion: normal images under one prompt, sensiti
 and sensitive examples. Each PNG carries how it was made, so that the same command goes on where it was stopped.
 """
 
-import errno
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from . import errors, hub, manifest, model, sheet
 from .dataset import Sample
 from .errors import UserError
-from .files import locked, write_text
+from .files import locked, unwritable, write_text
 from .manifest import Record
 from .model import Base
 from .recipe import KINDS, Image, Recipe, images, parse, training
@@ -54,9 +53,8 @@ def main(argv: Sequence[str]) -> int:
             advice = "out of memory with one image at a time. Try a smaller --resolution, --precision fp16 on a card, "
             advice += "or --device cpu. What was made is kept."
             return tell.failure("out-of-memory", advice, errors.OUT_OF_MEMORY)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES):
-            message = f"cannot write {error.filename or 'to the disk'}: {error.strerror}. What was made is kept."
-            return tell.failure("disk", message, errors.FAILED)
+        if said := unwritable(error):
+            return tell.failure("disk", f"{said}. What was made is kept.", errors.FAILED)
         raise
 
 
@@ -213,12 +211,7 @@ def at_once(recipe: Recipe, device: Any) -> int:
 
 
 def _pictures(pipe: Any, recipe: Recipe, batch: list[Image], check: Callable[[], None]) -> np.ndarray:
-    """Pictures of the whole batch, or of its first half, quarter, … where memory bears no more: [n, h, w, 3] uint8.
-
-    Raises: torch.OutOfMemoryError if not even one fits.
-    """
-    from torch import OutOfMemoryError
-
+    """Pictures of the whole batch, or of its first half, quarter, … where memory bears no more: [n, h, w, 3] uint8."""
     from . import memory, sample
 
     made = None
@@ -227,14 +220,9 @@ def _pictures(pipe: Any, recipe: Recipe, batch: list[Image], check: Callable[[],
         nonlocal made
         how = {name: getattr(recipe, name) for name in ("resolution", "steps", "guidance", "clip_skip")}
         seeds = [one.seed for one in batch[:n]]
-        try:
-            made = sample.pictures(
-                pipe, batch[0].prompt, seeds=seeds, negative=recipe.negative_prompt or "", at_once=n, check=check, **how
-            )
-        except (RuntimeError, MemoryError) as error:
-            if memory.is_out_of_memory(error):
-                raise OutOfMemoryError(str(error)) from None  # the computer's, too
-            raise
+        made = sample.pictures(
+            pipe, batch[0].prompt, seeds=seeds, negative=recipe.negative_prompt or "", at_once=n, check=check, **how
+        )
 
     memory.largest_that_fits(len(batch), attempt)
     return made

@@ -13,6 +13,9 @@ from torch import nn
 
 from .errors import UserError
 
+# Parts of the names of Turing cards without tensor cores, as ComfyUI lists them.
+FP16_IS_BROKEN = ("GTX 16", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450", "MX550", "CMP 30HX")
+
 
 def choose_device(wanted: str, *, is_alone: bool = True) -> torch.device:
     """auto: the first NVIDIA card, else Apple's GPU, else the CPU; among several processes, each its own card.
@@ -47,7 +50,7 @@ def flush_denormals() -> None:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """auto: bf16 from compute capability 8.0, else fp16; fp32 on GTX 16xx, whose fp16 makes nan, and off CUDA.
+    """auto: bf16 from compute capability 8.0, else fp16; fp32 where fp16 makes nan (GTX 16xx), and off CUDA.
 
     Raises: UserError for fp16 on the CPU.
     """
@@ -59,7 +62,14 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return "fp32"
     if torch.cuda.get_device_capability(device) >= (8, 0):
         return "bf16"
-    return "fp32" if "GTX 16" in torch.cuda.get_device_name(device) else "fp16"
+    return "fp32" if any(part in torch.cuda.get_device_name(device) for part in FP16_IS_BROKEN) else "fp16"
+
+
+def common_precision(found: Sequence[str]) -> str:
+    """What all of several cards compute in, so that their gradients add up. Args: found: what is best for each."""
+    if len(set(found)) == 1:
+        return found[0]
+    return "fp32" if "fp32" in found else "fp16"
 
 
 def make_accelerator(precision: str, device: torch.device, *, is_alone: bool) -> Any:
@@ -138,30 +148,45 @@ def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:
     """The planned micro-batch, or the largest half, quarter, … of it that a card really bears.
 
     Args: attempt: one forward and backward pass of that many samples.
-    Raises: torch.OutOfMemoryError if not even one sample fits.
+    Raises: what `is_out_of_memory` knows, if not even one sample fits.
     """
     while True:
         try:
             attempt(size)
             return size
-        except torch.OutOfMemoryError:
-            if size == 1:
+        except Exception as error:
+            if size == 1 or not is_out_of_memory(error):
                 raise
             size = (size + 1) // 2
             torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, the card's or the computer's: torch has no class for the latter."""
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    """Whether memory ran out, the card's or the computer's: much of that comes without a class of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
 
 
 def budget_mib(device: torch.device, wanted_gib: float | None) -> float:
-    """Memory of a card that a run may take: what is asked for, or what is free. Infinite off CUDA."""
+    """Memory of a card that a run may take: what is free, or what is asked for if that is less. Infinite off CUDA.
+
+    What is free no longer has CUDA's own context in it, which the estimate counts, too: so much is left for what no
+    estimate sees (workspaces of cuBLAS and cuDNN, fragmentation). Windows lends a full card the computer's memory
+    instead of failing, and everything crawls.
+    """
     if device.type != "cuda":
         return float("inf")
-    return torch.cuda.mem_get_info(device)[0] / 2**20 if wanted_gib is None else wanted_gib * 1024
+    free = torch.cuda.mem_get_info(device)[0] / 2**20
+    return free if wanted_gib is None else min(free, wanted_gib * 1024)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Have `peak_mib` tell of what comes now, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_mib(device: torch.device) -> float:

@@ -96,15 +96,20 @@ def _halves(n: int) -> list[int]:
     return [n] if n == 1 else [n, *_halves((n + 1) // 2)]
 
 
-def advice(config: TrainConfig, base: Base, started: Mapping[str, Any]) -> str:
+def advice(config: TrainConfig, base: Base, events: Sequence[Mapping[str, Any]]) -> str:
     """What saves most of what is still off, after a real out-of-memory.
 
-    Args: started: the switches in use, as the event of the training's start has them; empty if it never came to it.
+    Args: events: of the run so far, which tell how far it came, and with which switches.
     """
     device = memory.choose_device(config.device)
-    names = [field.name for field in fields(Switches)]
-    now = Switches(**{name: started[name] for name in names}) if started else None
-    now = now or settle(config, base, memory.choose_precision(config.precision, device), float("inf"))[0]
+    phases = [e["name"] for e in events if e["event"] == "phase"]
+    if phases and phases[-1] == "encode":
+        return "It was while images were encoded: a smaller --resolution is left, or to close what else uses the card."
+    found = [e.get("switches", e) for e in events if "switches" in e or e.get("name") == "train"]
+    if found:
+        now = Switches(**{field.name: found[-1][field.name] for field in fields(Switches)})
+    else:
+        now = settle(config, base, memory.choose_precision(config.precision, device), float("inf"))[0]
     shape = shape_of(config, base)
     before = predict(shape, now).total
     unet = build(shape, now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ class Ranks:
         self.sum([flag])
         return bool(flag.item())
 
+    def all(self, mine: T) -> list[T]:
+        """What each rank has (text or numbers), on every rank."""
+        if self.world == 1:
+            return [mine]
+        from accelerate.utils import gather_object
+
+        return gather_object([mine])
+
     def wait(self) -> None:
         """Go on when all ranks have come here."""
         if self.world > 1:
@@ -79,13 +88,19 @@ class Ranks:
 ONE = Ranks()
 
 
-def from_environment() -> Ranks:
-    """What the launcher says of this process, which joins the others here. Alone, it imports no torch."""
+PATIENCE = timedelta(hours=4)  # how long all wait for one: the first alone estimates the prior and makes pictures
+
+
+def from_environment(*, is_cpu: bool = False) -> Ranks:
+    """What the launcher says of this process, which joins the others here. Alone, it imports no torch.
+
+    Args: is_cpu: a card is not to be used even where there is one.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=is_cpu or not torch.cuda.is_available(), timeout=PATIENCE)
     return Ranks(state.process_index, state.num_processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,12 @@ class RunDir:
         return (self.root / "config.toml").exists() or self.lora.exists()
 
     @property
+    def is_taken(self) -> bool:
+        """Whether a new run of this name would overwrite something: also what another one left beside its LoRA."""
+        beside = ("-merged.safetensors", "-merged", "-model")
+        return self.is_used or any(self.root.with_name(self.name + suffix).exists() for suffix in beside)
+
+    @property
     def has_state(self) -> bool:
         return bool(self._states())
 
@@ -48,7 +55,11 @@ class RunDir:
         path = self.root / "events.jsonl"
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill or a full disk
+                found.append(json.loads(line))
+        return found
 
     def truncate_events(self, after_step: int) -> None:
         """Forget steps that a resumed run takes again."""
@@ -62,8 +73,8 @@ class RunDir:
         """
         from safetensors.torch import save_file
 
-        for torn in self._state.glob(".step*"):  # left by a kill; nobody else writes here
-            torn.unlink()
+        for torn in self._state.glob(".*"):  # left by a kill; nobody else writes here
+            shutil.rmtree(torn, ignore_errors=True)
         tensors: dict[str, Tensor] = {}
         values = json.dumps(_part(state, "", tensors))
         with replacing(self._state / f"step{step:08d}.safetensors") as temporary:
@@ -86,7 +97,8 @@ class RunDir:
         for path in self._states():
             try:
                 with safe_open(path, "pt") as file:
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    # cloned: Windows deletes no file of which a tensor is still mapped
+                    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                     return _join(json.loads(file.metadata()["state"]), tensors)
             except Exception as error:  # json, safetensors and the file system each have their own
                 reason = f"{path.name}: {error}"
@@ -115,7 +127,7 @@ def free_name(output_dir: Path, name: str) -> str:
     """name, or name-2, name-3, …: a new run never overwrites an older one."""
     number = 1
     candidate = name
-    while RunDir(output_dir, candidate).is_used:
+    while RunDir(output_dir, candidate).is_taken:
         number += 1
         candidate = f"{name}-{number}"
     return candidate

@@ -72,9 +72,11 @@ def set_up(
     layers = [layer for pair in lora.pairs(unet).values() for layer in pair]
     compute, kept = DTYPES[switches.precision], DTYPES[switches.weights]
     for block in offload_blocks(unet)[: switches.offload]:
-        frozen.freeze(block, dtype=kept, device=far, trained=layers, is_far=True)
-    # also where the weight stays as it is: a plain convolution keeps its input for a weight gradient nobody asks for
-    frozen.freeze(unet, dtype=kept, device=device, trained=layers)
+        frozen.freeze(block, dtype=kept, device=far, left_alone=layers, is_far=True)
+    # also where the weight stays as it is: a plain convolution keeps its input for a weight gradient nobody asks for;
+    # a linear layer does not
+    linear = [m for m in unet.modules() if isinstance(m, nn.Linear)] if kept == compute else []
+    frozen.freeze(unet, dtype=kept, device=device, left_alone=[*layers, *linear])
     for module in unet.modules():
         if hasattr(module, "cast_input_dtype_enabled"):  # peft's layers: each would keep an fp32 copy of its input
             module.cast_input_dtype_enabled = compute == torch.float32
@@ -129,8 +131,9 @@ def _use_xformers(unet: nn.Module, device: torch.device, dtype: torch.dtype, say
     try:
         import xformers.ops
 
-        q = torch.randn(1, 16, 1, 40, device=device, dtype=dtype, requires_grad=True)
-        xformers.ops.memory_efficient_attention(q, q, q).sum().backward()
+        for width in (40, 80, 160):  # of the heads in Stable Diffusion 1.x: not every card has a kernel for the last
+            q = torch.randn(1, 16, 1, width, device=device, dtype=dtype, requires_grad=True)
+            xformers.ops.memory_efficient_attention(q, q, q).sum().backward()
         unet.enable_xformers_memory_efficient_attention()
     except Exception as error:  # missing, built for another torch, or without a kernel for this card
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

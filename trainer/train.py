@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from . import full, lora, memory, model, plan, prior
+from . import full, lora, memory, model, plan, prior, resume
 from .config import TrainConfig, to_toml
 from .dataset import Folders
 from .draws import views
-from .encode import encode
+from .encode import Encoded, encode
 from .errors import NonFinite, Stopped
 from .keep import kept_samples
 from .learner import Learner, whole, with_lora
@@ -63,11 +63,13 @@ def run(
         ranks: processes that train this LoRA together; only the first one writes.
         check: raises Stopped when the user asked for it; called before each pass through a model.
         picture: makes the pictures during training (--sample-every) from (what is trained so far, step).
-    Raises: Stopped or NonFinite after saving LoRA and state of the last finished step; UserError.
+    Raises: Stopped, NonFinite or what tells of memory, after saving LoRA and state of the last finished step;
+        UserError.
     """
     started = time.time()
     device = memory.choose_device(config.device, is_alone=ranks.world == 1)
-    switches = _choose_switches(config, base, device, emit)
+    state = run_dir.load_state() if is_resume else None
+    switches = _choose_switches(resume.with_formats(config, state, device), base, device, ranks, emit)
     if config.keep_prompts:
         emit("phase", name="keep")
         make = partial(kept_samples, config, base, run_dir.keep, switches, device=device, check=check)
@@ -75,15 +77,19 @@ def run(
             make()
         ranks.wait()
         folders = replace(folders, unlabeled=[*folders.unlabeled, *make()])
+    encoded = _encode(config, base, folders, run_dir, ranks, device, emit, check)
     if config.prior == "auto":
         config = _with_prior(config, base, folders, run_dir, ranks, device, switches, emit, check)
-    loop = _load(config, base, folders, run_dir, ranks, device, switches, emit, check)
-    if is_resume:
-        loop.restore(run_dir.load_state())
+    if state:
+        resume.check(state, config, encoded)
+    loop = _load(config, base, folders, encoded, ranks, device, switches, emit, check)
+    if state:
+        loop.restore(state)
         if ranks.is_first:
             run_dir.truncate_events(loop.progress.step)
     emit("phase", name="calibrate")
     loop.prepare()
+    memory.reset_peak(loop.device)
     emit("phase", name="train", device=str(loop.device), **{**asdict(loop.switches), "micro_batch": loop.micro_batch})
     report, rises = None, {}
     try:
@@ -101,8 +107,9 @@ def run(
                 _try_picture(
                     picture, Trained(config, loop.learner.unet, loop.device, base, folders, rises), report.step, emit
                 )
-    except (Stopped, NonFinite):
-        if loop.progress.step and ranks.is_first:
+    except (Stopped, Exception) as error:
+        is_known = isinstance(error, Stopped | NonFinite) or memory.is_out_of_memory(error)
+        if is_known and loop.progress.step and loop.learner.is_whole and ranks.is_first:
             run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
             save_result(config, base, folders, run_dir, loop, report, started)
         raise
@@ -110,8 +117,9 @@ def run(
     if ranks.is_first:
         save_result(config, base, folders, run_dir, loop, report, started)
         save_merged(config, base, run_dir, loop)
-        if not config.keep_cache:
-            run_dir.remove_cache()
+    ranks.wait()  # others may still read
+    if not config.keep_cache:
+        run_dir.remove_cache()  # every machine has its own
     return Trained(config, loop.learner.unet, loop.device, base, folders, rises)
 
 
@@ -145,19 +153,18 @@ def _encoding(emit: Emit, check: Callable[[], None], what: str, done: int, of: i
     emit("phase", name="encode", what=what, done=done, total=of)
 
 
-def _load(
+def _encode(
     config: TrainConfig,
     base: Base,
     folders: Folders,
     run_dir: RunDir,
     ranks: Ranks,
     device: torch.device,
-    switches: Switches,
     emit: Emit,
     check: Callable[[], None],
-) -> Loop:
+) -> Encoded:
     samples = [*folders.unlabeled, *folders.sensitive, *folders.held_out]
-    encoded = encode(
+    return encode(
         samples,
         {"", *(s.caption for s in samples if s.caption)},
         base=base,
@@ -170,6 +177,19 @@ def _load(
         ranks=ranks,
         progress=partial(_encoding, emit, check),
     )
+
+
+def _load(
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    encoded: Encoded,
+    ranks: Ranks,
+    device: torch.device,
+    switches: Switches,
+    emit: Emit,
+    check: Callable[[], None],
+) -> Loop:
     emit("phase", name="load")
     warn = lambda text: emit("warning", message=text)  # noqa: E731
     if config.network == "full":
@@ -183,12 +203,13 @@ def _load(
     return Loop(config, folders, encoded, learner, noise, switches, device=device, ranks=ranks, check=check)
 
 
-def _choose_switches(config: TrainConfig, base: Base, device: torch.device, emit: Emit) -> Switches:
+def _choose_switches(config: TrainConfig, base: Base, device: torch.device, ranks: Ranks, emit: Emit) -> Switches:
     """Settle what --micro-batch and the other memory settings left open, and tell what that will take."""
     budget = memory.budget_mib(device, config.vram_budget)
-    found, estimate = plan.settle(config, base, memory.choose_precision(config.precision, device), budget)
+    precision = memory.common_precision(ranks.all(memory.choose_precision(config.precision, device)))
+    found, estimate = plan.settle(config, base, precision, budget)
     if estimate:
-        emit("plan", budget_mib=budget, total_mib=estimate.total, **asdict(estimate))
+        emit("plan", budget_mib=budget, total_mib=estimate.total, switches=asdict(found), **asdict(estimate))
         if estimate.total > budget:
             text = f"{estimate.total:.0f} MiB are needed by the estimate, {budget:.0f} MiB are there"
             emit("warning", message=f"this may run out of memory: {text}")

@@ -1,0 +1,176 @@
+"""What is kept when a run breaks off, and what a resumed one must share with it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from test_run import own
+
+from trainer import denoise, plan, resume
+from trainer.config import TrainConfig
+from trainer.files import replacing
+from trainer.model import Base
+from trainer.run_dir import RunDir
+
+ROOT = Path(__file__).parents[1]
+
+
+def lora(folder):
+    return safetensors.torch.load_file(folder / "pu-lora.safetensors")
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.fixture
+def broken(trainer, digit_folders, tmp_path, monkeypatch):
+    """A run that memory ran out for in its fourth step, with a state of its third."""
+    genuine = denoise.Denoiser.errors
+
+    def errors(self, draws, step, t=None):
+        if step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return genuine(self, draws, step, t)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(denoise.Denoiser, "errors", errors)
+        done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--save-state-every", 5))
+    assert done.returncode == 3, done.stderr
+    return tmp_path
+
+
+def test_out_of_memory_loses_nothing(trainer, digit_folders, broken, tmp_path):
+    assert RunDir(broken, "pu-lora").load_state()["progress"]["step"] == 3
+    assert (broken / "pu-lora.safetensors").exists()
+    done = trainer("--resume", "--name", "pu-lora", "--output-dir", broken)
+    assert done.returncode == 0, done.stderr
+    whole = trainer(*own(digit_folders, "--output-dir", tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    assert same(lora(broken), lora(tmp_path / "whole"))
+
+
+def test_half_a_step_is_not_saved(trainer, digit_folders, tmp_path, monkeypatch):
+    """Memory that runs out between two weights leaves the earlier state."""
+    calls = []
+
+    def step(self, *arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return genuine(self, *arguments)
+
+    genuine = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    more = ["--save-state-every", 2, "--optimizer", "adamw"]
+    done = trainer(*own(digit_folders, "--output-dir", tmp_path, *more))
+    assert done.returncode == 3, done.stderr
+    assert RunDir(tmp_path, "pu-lora").load_state()["progress"]["step"] == 2
+
+
+def test_settings_changed_by_hand_are_refused(trainer, broken):
+    path = broken / "pu-lora" / "config.toml"
+    path.write_text(re.sub(r"(?m)^lr = .*$", "lr = 0.5", path.read_text()))
+    refused = trainer("--resume", "--name", "pu-lora", "--output-dir", broken)
+    assert refused.returncode == 2
+    assert re.search(r"not the run that was begun: --lr was [0-9.e-]+, is 0\.5", refused.stderr), refused.stderr
+
+
+def test_other_images_are_refused(trainer, digit_folders, broken):
+    path = sorted(digit_folders["unlabeled"].glob("*.png"))[0]
+    before = path.read_bytes()
+    try:
+        Image.new("RGB", (64, 64), "red").save(path)
+        refused = trainer("--resume", "--name", "pu-lora", "--output-dir", broken)
+        assert refused.returncode == 2
+        assert "the images, or the model that encodes them, are others" in refused.stderr
+    finally:
+        path.write_bytes(before)
+    assert trainer("--resume", "--name", "pu-lora", "--output-dir", broken).returncode == 0
+
+
+def test_number_formats_stay_what_they_were():
+    """Less memory may be free than at the start, which "auto" would answer with fp8."""
+    state = {"run": {"formats": {"device": "cuda", "precision": "fp16", "weights": "fp8"}}}
+    config = TrainConfig(base="x")
+    found = resume.with_formats(config, state, torch.device("cuda"))
+    assert (found.precision, found.weights) == ("fp16", "fp8")
+    assert resume.with_formats(config, state, torch.device("cpu")) == config
+    fixed = config.model_copy(update={"weights": "fp16"})
+    assert resume.with_formats(fixed, state, torch.device("cuda")).weights == "fp16"
+    assert resume.with_formats(config, None, torch.device("cuda")) == config
+
+
+def test_advice_knows_how_far_it_came(digit_folders):
+    from trainer.builtin import MODEL
+
+    config, base = TrainConfig(base=str(MODEL), resolution=64), Base(MODEL)
+    frugal = {"precision": "fp32", "weights": "fp8", "checkpointing": 99, "offload": 99, "attention": "sdpa"}
+    frugal["micro_batch"] = 1
+    planned = {"event": "plan", "switches": frugal}
+    assert plan.advice(config, base, [planned]).startswith("Every saving is on")
+    assert "Largest saving still off" in plan.advice(config, base, [])
+    encoding = {"event": "phase", "name": "encode"}
+    assert "while images were encoded" in plan.advice(config, base, [planned, encoding])
+    training = {"event": "phase", "name": "train", **frugal, "micro_batch": 8}
+    assert "--micro-batch 1" in plan.advice(config, base, [planned, encoding, training])
+
+
+def test_a_failed_picture_at_the_end_is_only_told(trainer, digit_folders, tmp_path, monkeypatch):
+    from trainer import before_after
+
+    def pictures(*arguments, **more):
+        raise RuntimeError("no kernel for this card")
+
+    monkeypatch.setattr(before_after, "pictures", pictures)
+    done = trainer(*own(digit_folders, "--output-dir", tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "no pictures before and after could be made: no kernel for this card" in done.stdout + done.stderr
+    assert (tmp_path / "pu-lora.safetensors").exists()
+    assert "Before and after" not in (tmp_path / "pu-lora" / "report.html").read_text()
+
+
+def test_a_nan_is_named_without_a_sensitive_folder(trainer, digit_folders, tmp_path, monkeypatch):
+    genuine = denoise.Scale.losses
+    calls = []
+
+    def losses(self, errors, t, elements):
+        calls.append(errors.requires_grad)
+        return genuine(self, errors, t, elements) * (float("inf") if sum(calls) > 2 else 1)
+
+    monkeypatch.setattr(denoise.Scale, "losses", losses)
+    data = ["--unlabeled", digit_folders["unlabeled"], "--base", "builtin", "--resolution", 64, "--prompt", "x"]
+    data += ["--objective", "unsupervised", "--steps", 4, "--batch-unlabeled", 2, "--images", 0, "--rate-images", 0]
+    done = trainer(*data, "--rank", 2, "--output-dir", tmp_path, "--micro-batch", 2)
+    assert done.returncode == 1
+    assert re.search(r"step 3: loss (inf|nan)", done.stderr), done.stderr
+    assert RunDir(tmp_path, "pu-lora").load_state()["progress"]["step"] == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets a limit as POSIX has it")
+def test_a_disk_that_takes_no_more(digit_folders, tmp_path):
+    """A real one: files may grow to 100 kB only, which a state does not fit into."""
+    import resource
+
+    words = own(digit_folders, "--output-dir", tmp_path, "--rank", 16, "--save-state-every", 1)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: cannot write" in done.stderr and "File too large" in done.stderr
+    assert "bug" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_the_disk_says_of_a_latent_is_told_too(tmp_path):
+    with pytest.raises(OSError, match="kept"), replacing(tmp_path / "kept", durable=False):
+        raise OSError(28, "No space left on device")

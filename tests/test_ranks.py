@@ -29,8 +29,14 @@ def torchrun(n, *arguments):
     return [sys.executable, *words]
 
 
-def launch(n, *arguments):
-    done = subprocess.run(torchrun(n, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+def accelerate(n, *arguments):
+    """accelerate's own launcher; without --multi_gpu it starts one process where there is one card, or none."""
+    words = ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={n}", "--main_process_port=0"]
+    return [sys.executable, *words, *map(str, arguments)]
+
+
+def launch(command):
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -58,7 +64,7 @@ def gradients(ranks):
 @pytest.mark.parametrize("world", [2, 3])
 def test_step_gradient_is_that_of_one_process(world, tmp_path):
     """With shares of unequal size: 8 + 8 samples, and 3 ranks."""
-    launch(world, __file__, tmp_path / "found.json")
+    launch(torchrun(world, __file__, tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
     for name, (_, flipped, _) in gradients(Ranks()).items():
         objective, factor, _ = name.split()
@@ -98,7 +104,7 @@ def test_lora_after_eight_steps(trainer, digit_folders, tmp_path, optimizer, tol
     data = [*settings(digit_folders), "--steps", 8, "--optimizer", optimizer]
     one = trainer(*data, "--output-dir", tmp_path / "one")
     assert one.returncode == 0, one.stderr
-    two = launch(2, "-m", "trainer", *data, "--output-dir", tmp_path / "two")
+    two = launch(accelerate(2, "-m", "trainer", *data, "--output-dir", tmp_path / "two"))
     assert two.stdout.count("unlabeled: ") == 1  # only the first process speaks
     a, b = (load_file(tmp_path / name / "pu-lora.safetensors") for name in ("one", "two"))
     assert a.keys() == b.keys()

@@ -43,7 +43,8 @@ def free_name(host: Host, name: str) -> str:
     number, candidate = 1, name
     while _is_used(host, candidate):
         number += 1
-        candidate = f"{name}-{number}"
+        suffix = f"-{number}"
+        candidate = name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
     return candidate
 
 
@@ -54,6 +55,7 @@ def _is_used(host: Host, name: str) -> bool:
     return any(path.exists() for path in (host.output / name, *files)) or name in listed
 
 
+NAME_BYTES = 100  # as the trainer has it
 _LORAS = (".safetensors", ".pt", ".ckpt")
 _SUFFIXES = (".safetensors", ".preview.png", ".json")
 

@@ -186,6 +186,11 @@ def random_state(shape: Shape, dtype: torch.dtype = torch.float16) -> dict[str, 
     return state
 
 
+def part(values: dict, prefix: str) -> dict:
+    """One part alone, its prefix removed."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
 def write(path: Path, shape: Shape = FULL, dtype: torch.dtype = torch.float16) -> Path:
     save_file(random_state(shape, dtype), path)
     return path

@@ -4,9 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from random_checkpoint import SMALL, shapes
-from test_checkpoint import fake
+from random_checkpoint import SMALL, part, random_state, shapes
+from safetensors.torch import save_file
+from test_checkpoint import change_config, fake
+from test_ckpt import Evil
 
 from trainer.__main__ import main
 from trainer.builtin import MODEL
@@ -43,7 +46,18 @@ def place(tmp_path_factory):
     fake(root / "good.safetensors", shapes(SMALL))
     (root / "page.safetensors").write_text("<html>")
     (root / "cut.safetensors").write_bytes((root / "good.safetensors").read_bytes()[:-1000])
+    (root / "longer.safetensors").write_bytes((root / "good.safetensors").read_bytes() + b"x")
+    fake(root / "no input.safetensors", {k: s for k, s in shapes(SMALL).items() if "input_blocks" not in k})
+    fake(root / "no attention.safetensors", {k: s for k, s in shapes(SMALL).items() if "attn2" not in k})
+    fake(root / "no encoder.safetensors", {k: s for k, s in shapes(SMALL).items() if "stage_model.encoder." not in k})
+    norm = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
+    save_file({**random_state(SMALL), norm: torch.ones(3)}, root / "text.safetensors")
     (root / "model.ckpt").write_bytes(b"no zip")
+    torch.save({"state_dict": part(random_state(SMALL), "first_stage_model.")}, root / "vae.ckpt")
+    torch.save([torch.ones(1)], root / "list.ckpt")
+    torch.save({"state_dict": random_state(SMALL), "x": Evil()}, root / "evil.ckpt")
+    for name, values in CONFIGS.items():
+        change_config(shutil.copytree(MODEL, root / name), **values)
     for name, gone in (("no vae", "vae"), ("no weights", "unet/diffusion_pytorch_model.safetensors")):
         shutil.copytree(MODEL, root / name)
         target = root / name / gone
@@ -53,6 +67,13 @@ def place(tmp_path_factory):
     return root
 
 
+# folders of diffusers -> what makes their U-Net another one
+CONFIGS = {
+    "sd 2 folder": {"cross_attention_dim": 1024, "use_linear_projection": True},
+    "sdxl folder": {"cross_attention_dim": 2048, "use_linear_projection": True, "addition_embed_type": "text_time"},
+    "inpainting folder": {"in_channels": 9},
+    "wide folder": {"cross_attention_dim": 768},
+}
 GOOD = ["--base", "builtin", "--resolution", "64", "--prompt", "x", "--unlabeled", "@u", "--sensitive", "@s"]
 
 
@@ -114,10 +135,20 @@ CASES = {
     "web page as base": (base("@page.safetensors"), "a web page, not a model"),
     "half a download": (base("@cut.safetensors"), "cut off after"),
     "broken ckpt": (base("@model.ckpt"), "is no .ckpt that torch 1.6 or newer wrote"),
+    "bytes after the end": (base("@longer.safetensors"), "damaged: "),
+    "no input blocks": (base("@no input.safetensors"), "lacks weights of it"),
+    "no attention": (base("@no attention.safetensors"), "lacks weights of it"),
+    "half a VAE": (base("@no encoder.safetensors"), "lacks weights of it"),
+    "VAE as ckpt": (base("@vae.ckpt"), "is a VAE"),
+    "ckpt with a program": (base("@evil.ckpt"), "is not opened: it holds more than weights (print). Convert it once"),
     "image as base": (base("@u/1.png"), "neither a folder nor a .safetensors or .ckpt file"),
     "folder without VAE": (base("@no vae"), "it lacks vae"),
     "folder without weights": (base("@no weights"), "holds no diffusion_pytorch_model.safetensors"),
     "folder with a bad config": (base("@bad json"), "cannot read"),
+    "SD 2 folder": (base("@sd 2 folder"), "is Stable Diffusion 2.x"),
+    "SDXL folder": (base("@sdxl folder"), "is SDXL"),
+    "inpainting folder": (base("@inpainting folder"), "is an inpainting model"),
+    "folder of two models": (base("@wide folder"), "its U-Net expects text states of width 768"),
     "images as base": (base("@u"), "is no diffusers folder of Stable Diffusion 1.x"),
     "no VAE": ([*GOOD, "--vae", "@none.safetensors"], "--vae:"),
     "LoRA as VAE": ([*GOOD, "--vae", "@lora.safetensors"], "holds no VAE"),
@@ -133,12 +164,28 @@ CASES = {
     "sample: seeds": (["sample", "--prompt", "x", "--seeds", "a"], "must be like 0-15 or 3,5,8"),
     "sample: no PNG": (["sample", "--prompt", "x", "--out", "@x.gif"], "must end in .png"),
     "sample: base": (["sample", "--prompt", "x", "--base", "@sdxl.safetensors"], "is SDXL"),
+    "sample: mistyped file": (
+        ["sample", "--prompt", "x", "--base", "models/v1.safetensors"],
+        "v1.safetensors does not",
+    ),
+    "sample: mistyped name": (["sample", "--prompt", "x", "--base", "v1-5"], "v1-5 does not exist"),
+    "sample: text encoder": (
+        ["sample", "--prompt", "x", "--base", "@text.safetensors"],
+        "such as final_layer_norm.weight",
+    ),
+    "sample: clip skip": (["sample", "--prompt", "x", "--clip-skip", "12"], "has 2 layers"),
+    "sample: device": (["sample", "--prompt", "x", "--device", "gpu"], "must be auto, cpu, cuda, cuda:N or mps, got"),
+    "sample: huge seed": (["sample", "--prompt", "x", "--seeds", "9" * 20], "numbers below 2**64"),
+    "sample: endless seeds": (["sample", "--prompt", "x", "--seeds", "0-9999999999"], "at most 10000 numbers"),
+    "sample: no place": (["sample", "--prompt", "x", "--out", "@file/x.png"], "x.png cannot be written"),
     "make-data: base": (
         ["make-data", "--base", "@sdxl.safetensors", "--unlabeled-prompt", "x", "--contaminate-prompt", "y"],
         "is SDXL",
     ),
     "make-data: no prompts": (["make-data", "--base", "@good.safetensors"], "--unlabeled-prompt: say what"),
     "plan: base": (["plan", "--base", "@lora.safetensors"], "is a LoRA, not a base model"),
+    "plan: VAE as ckpt": (["plan", "--base", "@vae.ckpt"], "is a VAE"),
+    "plan: no model as ckpt": (["plan", "--base", "@list.ckpt"], "is no Stable Diffusion checkpoint"),
 }
 
 

@@ -2,13 +2,15 @@
 
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
-from random_checkpoint import FULL, SMALL, Shape, random_state, shapes, write
-from safetensors.torch import save_file
+from random_checkpoint import FULL, SMALL, Shape, part, random_state, shapes, write
+from safetensors.torch import load_file, save_file
 
 from trainer import checkpoint, hub, model
+from trainer.builtin import MODEL
 from trainer.errors import UserError
 
 
@@ -28,6 +30,13 @@ def fake(path, sizes, metadata=None):
         file.write(len(head).to_bytes(8, "little") + head)
         file.truncate(8 + len(head) + end)
     return path
+
+
+def change_config(folder, **values):
+    """Of a diffusers folder's U-Net."""
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return folder
 
 
 def test_full_shape_is_that_of_sd_1_5():
@@ -104,49 +113,6 @@ def test_same_pictures_as_the_folder_diffusers_saves(small, tmp_path):
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
-def test_ckpt_loads_as_the_same_weights(small, tmp_path):
-    """As Lightning wrote them: a state_dict among callbacks and numpy numbers."""
-    import numpy as np
-
-    path = tmp_path / "model.ckpt"
-    state = random_state(SMALL)
-    torch.save({"state_dict": state, "epoch": 3, "loss": np.float64(0.5)}, path)
-    unet = model.load_unet(model.Base(path), torch.float32)
-    plain = model.load_unet(model.Base(small), torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), plain.parameters(), strict=True))
-
-
-class _Callback:
-    """Pickled under the name of Lightning's callback."""
-
-
-_Callback.__module__, _Callback.__qualname__ = "pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"
-
-
-def test_ckpt_with_lightnings_callback(tmp_path, monkeypatch):
-    import sys
-    from types import ModuleType
-
-    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules["pytorch_lightning.callbacks.model_checkpoint"].ModelCheckpoint = _Callback
-    torch.save({"state_dict": random_state(SMALL), "callbacks": {_Callback: {"best": 1.0}}}, tmp_path / "x.ckpt")
-    monkeypatch.undo()
-    assert model.load_unet(model.Base(tmp_path / "x.ckpt"), torch.float32).config.cross_attention_dim == 64
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("this must never run",))
-
-
-def test_ckpt_that_runs_code_is_refused(tmp_path, capsys):
-    torch.save({"state_dict": random_state(SMALL), "x": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match=r"holds more than weights.*Convert it once"):
-        model.load_unet(model.Base(tmp_path / "evil.ckpt"), torch.float32)
-    assert "never run" not in capsys.readouterr().out
-
-
 def test_v_prediction(small, tmp_path):
     assert model.load_signal(model.Base(small))[1] == "epsilon"
     assert model.load_signal(model.Base(small, prediction="v"))[1] == "v_prediction"
@@ -178,19 +144,16 @@ def without(prefix):
     return {k: s for k, s in shapes(SMALL).items() if not k.startswith(prefix)}
 
 
-def only(prefix):
-    return {k.removeprefix(prefix): s for k, s in shapes(SMALL).items() if k.startswith(prefix)}
-
-
 REFUSED = {
     "SDXL": ({**shapes(SMALL), "conditioner.embedders.0.x": (1,)}, "is SDXL"),
     "SD 3": ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "is Stable Diffusion 3"),
     "FLUX": ({"double_blocks.0.img_attn.qkv.weight": (1,)}, "is FLUX"),
     "SD 2": ({**without("cond_stage"), "cond_stage_model.model.ln_final.weight": (1,)}, "is Stable Diffusion 2.x"),
-    "inpainting": (shapes(Shape(**{**SMALL.__dict__, "in_channels": 9})), "inpainting model .9 input channels"),
+    "inpainting": (shapes(Shape(**{**SMALL.__dict__, "in_channels": 9})), "is an inpainting model"),
+    "linear": ({**shapes(SMALL), "model.diffusion_model.input_blocks.1.1.proj_in.weight": (32, 32)}, "Diffusion 2.x"),
     "LoRA": ({"lora_unet_x.lora_down.weight": (1,)}, "is a LoRA"),
     "peft LoRA": ({"unet.x.lora_A.weight": (1,)}, "is a LoRA"),
-    "VAE": (only("first_stage_model."), "is a VAE"),
+    "VAE": (part(shapes(SMALL), "first_stage_model."), "is a VAE"),
     "diffusers part": ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "one part of a diffusers folder"),
     "textual inversion": ({"emb_params": (1, 768)}, "is a textual inversion"),
     "ControlNet": ({"control_model.x": (1,)}, "is a ControlNet"),
@@ -228,7 +191,7 @@ def test_files_that_are_no_model(small, tmp_path):
             model.check(model.Base(tmp_path / name))
 
 
-def test_a_missing_weight_is_found_when_loading(small, tmp_path):
+def test_a_missing_weight_is_found_when_loading(tmp_path):
     state = random_state(SMALL)
     del state["model.diffusion_model.middle_block.1.norm.weight"]
     save_file(state, tmp_path / "x.safetensors")
@@ -236,6 +199,43 @@ def test_a_missing_weight_is_found_when_loading(small, tmp_path):
         model.load_unet(model.Base(tmp_path / "x.safetensors"), torch.float32)
 
 
-def test_hub_id_offline(monkeypatch):
-    with pytest.raises(UserError, match="no path nobody/nothing here, and the hub does not give"):
-        hub.find("nobody/nothing")
+LOADERS = {"unet": model.load_unet, "vae": model.load_vae, "text_encoder": model.load_text_encoder}
+
+
+@pytest.mark.parametrize("part", LOADERS)
+@pytest.mark.parametrize("is_there", [True, False], ids=["misshapen", "missing"])
+def test_a_wrong_weight_of_a_folder_is_found_when_loading(part, is_there, tmp_path):
+    """diffusers and transformers put random numbers in the place of one that is missing."""
+    folder = shutil.copytree(MODEL, tmp_path / "x")
+    file = folder / part / f"{hub.WEIGHTS[part]}.safetensors"
+    state = load_file(file)
+    name = next(name for name in state if name.endswith("norm1.weight"))
+    rest = {key: value for key, value in state.items() if key != name}
+    save_file({**rest, name: torch.ones(3)} if is_there else rest, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weights.*missing|lacks weights"):
+        LOADERS[part](model.Base(folder), torch.float32)
+
+
+def test_what_else_a_text_encoder_has_is_left_out(small, tmp_path):
+    """As whole CLIP models and older files have it; the vision model's layers are not counted, either."""
+    clip, vision = "cond_stage_model.transformer", "vision_model.encoder.layers.0.mlp.fc1.weight"
+    extra = {
+        "cond_stage_model.logit_scale": torch.ones(()),
+        f"{clip}.text_projection.weight": torch.ones(64, 64),
+        f"{clip}.{vision}": torch.ones(8, 8),
+        "text_model.embeddings.position_ids": torch.ones(1, 77),
+    }
+    save_file({**random_state(SMALL), **extra}, tmp_path / "x.safetensors")
+    base = model.Base(tmp_path / "x.safetensors")
+    model.check(base, clip_skip=2)
+    found, plain = (model.load_text_encoder(b, torch.float32)[1].state_dict() for b in (base, model.Base(small)))
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_clip_skip_has_as_many_layers_as_there_are(folder, small):
+    base = model.Base(MODEL if folder else small)
+    model.check(base, clip_skip=2)
+    with pytest.raises(UserError, match=r"--clip-skip 3: the text encoder of .* has 2 layers"):
+        model.check(base, clip_skip=3)

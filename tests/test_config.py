@@ -1,6 +1,8 @@
 """Options, TOML and presets; every problem in one answer."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -123,26 +125,108 @@ def test_saved_config_reads_back(folders, tmp_path):
     assert parse(["--config", str(tmp_path / "config.toml")], CONFIG).config == config
 
 
-@pytest.mark.parametrize("name", ["../escape", "a/b", "a\\b", "", ".hidden"])
+@pytest.mark.parametrize("name", ["../escape", "a/b", "a\\b", "", ".hidden", " x", "-x", "x.", "x ", "x:y", "x\ny"])
 def test_name_cannot_leave_the_output_folder(name):
-    assert any(p.startswith("--name") for p in problems("--name", name))
+    assert any(p.startswith("--name: must") for p in problems(f"--name={name}"))
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "aux", "prn", "com1", "LPT9", "nul.v2", "con .x"])
+def test_names_that_windows_keeps(name):
+    assert problems("--name", name) == [f"--name: must not be one that Windows keeps for a device, got {name!r}"]
+
+
+@pytest.mark.parametrize("name", ["猫", "ähre", "_x", "हिन्दी", "console", "com10", "v1.5+a b-c", "猫" * 33, "x" * 100])
+def test_names_of_every_script(name, tmp_path):
+    assert parse(["--name", name], CONFIG).config.name == name
+    (tmp_path / f"{name}-merged.safetensors").touch()
+
+
+def test_a_name_that_file_systems_do_not_bear():
+    assert "at most 100 bytes as UTF-8, this one has 102" in problems("--name", "猫" * 34)[0]
+    assert "at most 100 characters" in problems("--name", "x" * 101)[0]
+
+
+FLOATS = [name for name, field in TrainConfig.model_fields.items() if "float" in str(field.annotation)]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_numbers_are_finite(name, value, tmp_path):
+    sentence = f"--{name.replace('_', '-')}: must be a finite number"
+    assert problems(f"--{name.replace('_', '-')}={value}")[0].startswith(sentence)
+    (tmp_path / "my.toml").write_text(f"{name} = {value}")
+    assert problems("--config", str(tmp_path / "my.toml"))[0].startswith(sentence)
 
 
 def test_resume_without_a_run(tmp_path):
     assert "holds no interrupted run" in problems("--resume", "--name", "x", "--output-dir", str(tmp_path))[0]
 
 
+def interrupted(config, *, step=1, events=()):
+    """A run's folder as a kill leaves it: settings, events and an (empty) state."""
+    run = config.output_dir / config.name
+    (run / "state").mkdir(parents=True)
+    (run / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    (run / "state" / f"step{step:08d}.safetensors").touch()
+    (run / "events.jsonl").write_text("".join(json.dumps({"event": event}) + "\n" for event in events))
+    return ["--resume", "--name", config.name, "--output-dir", str(config.output_dir)]
+
+
 def test_resume_takes_the_saved_settings_and_refuses_others(folders, tmp_path):
     config = own(folders, "--name", "x", "--output-dir", str(tmp_path), "--rank", "4").config
-    (tmp_path / "x" / "state").mkdir(parents=True)
-    (tmp_path / "x" / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    (tmp_path / "x" / "state" / "step00000001.safetensors").touch()
-    arguments = ["--resume", "--name", "x", "--output-dir", str(tmp_path)]
+    arguments = interrupted(config)
     again = parse([*arguments, "--micro-batch", "2"], CONFIG)
     assert again.resume
     assert not again.is_builtin
     assert again.config == config.model_copy(update={"micro_batch": 2})
-    assert "--rank: this run was started with 4, not 5" in problems(*arguments, "--rank", "5")[0]
+    found = problems(*arguments, "--rank", "5", "--lr", "0.1")
+    assert "--rank: this run was started with 4, not 5" in found[0]
+    assert "--lr: this run was started with 0.0001, not 0.1" in found[1]
+
+
+def test_resume_for_more_steps_or_fewer_but_not_for_less_than_is_done(folders, tmp_path):
+    config = own(folders, "--output-dir", str(tmp_path), "--steps", "9").config
+    arguments = interrupted(config, step=5)
+    free = {"steps": 20, "sample_every": 3, "save_state_every": 2}
+    for steps in (5, 20):
+        words = [f"--steps={steps}", "--sample-every=3", "--save-state-every=2"]
+        wanted = config.model_copy(update={**free, "steps": steps})
+        assert parse([*arguments, *words], CONFIG).config == wanted
+    assert problems(*arguments, "--steps", "4") == ["--steps: this run has done 5 already, more than 4"]
+
+
+def test_resume_with_the_prior_that_was_estimated(folders, tmp_path):
+    same = ["--output-dir", str(tmp_path), "--prior", "auto", "--base", str(folders / "model"), "--data", str(folders)]
+    config = own(folders, *same).config.model_copy(update={"prior": 0.2})
+    arguments = interrupted(config)
+    assert parse([*arguments, *same], CONFIG).config == config
+    assert "--prior: this run was started with 0.2, not 0.3" in problems(*arguments, "--prior", "0.3")[0]
+
+
+def test_resume_without_a_name_takes_the_newest_that_is_not_done(folders, tmp_path):
+    ages = {"done": 1, "newest": 2, "again": 3, "older": 4, "unsaved": 0}  # hours
+    events = {"done": ["step", "done"], "again": ["step", "done", "step"]}
+    for name, age in ages.items():
+        config = own(folders, "--output-dir", str(tmp_path), "--name", name).config
+        interrupted(config, step=0 if name == "unsaved" else 1, events=events.get(name, ["step"]))
+        at = time.time() - 3600 * age
+        os.utime(tmp_path / name / "state", (at, at))
+    arguments = ["--resume", "--output-dir", str(tmp_path)]
+    assert parse(arguments, CONFIG).config.name == "newest"
+    (tmp_path / "newest" / "events.jsonl").write_text('{"event": "done"}\n')
+    assert parse(arguments, CONFIG).config.name == "again"
+    assert parse([*arguments, "--name", "done"], CONFIG).config.name == "done"
+    for name in ("again", "older"):
+        (tmp_path / name / "events.jsonl").write_text('{"event": "done"}\n')
+    found = problems(*arguments)
+    assert found[0].startswith(f"--resume: {tmp_path} holds no interrupted run")
+
+
+def test_resume_of_a_run_that_was_moved(folders, tmp_path):
+    interrupted(own(folders, "--output-dir", str(tmp_path / "a"), "--name", "x").config)
+    (tmp_path / "a" / "x").rename(tmp_path / "y")
+    config = parse(["--resume", "--name", "y", "--output-dir", str(tmp_path)], CONFIG).config
+    assert (config.name, config.output_dir) == ("y", tmp_path)
 
 
 def test_schema_is_current_and_exposes_no_paths():

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -316,3 +317,26 @@ def test_the_comparison_itself_can_fail(outcome_of, tmp_path):
     one, two = outcome_of(settings), outcome_of({**settings, "micro_batch": 4, "seed": 0})
     assert one.folder != two.folder
     assert weights(one) == weights(two)
+
+
+def test_a_resumed_run_goes_on_with_the_cosine_of_its_new_length(trainer, digit_folders, tmp_path):
+    pairs = {"unlabeled": digit_folders["unlabeled"], "sensitive": digit_folders["sensitive"], "base": "builtin"}
+    pairs |= {"prompt": "x", "resolution": 64, "steps": 4, "lr": 1e-3, "batch-unlabeled": 2, "batch-sensitive": 2}
+    pairs |= {"calibration-samples": 1, "rank": 2, "images": 0, "warmup-steps": 0, "prior": "auto"}
+    call = [word for name, value in pairs.items() for word in (f"--{name}", value)]
+    first = trainer(*call, "--output-dir", tmp_path)
+    assert first.returncode == 0, first.stderr
+    unnamed = trainer("--resume", "--output-dir", tmp_path)  # this one is finished
+    assert (unnamed.returncode, "holds no interrupted run" in unnamed.stderr) == (2, True)
+    arguments = [*call, "--resume", "--name", "pu-lora", "--output-dir", tmp_path]
+    refused = trainer(*arguments, "--steps", 3)
+    assert (refused.returncode, "has done 4 already" in refused.stderr) == (2, True)
+    longer = trainer(*arguments, "--steps", 6, "--save-state-every", 1, "--sample-every", 5)
+    assert longer.returncode == 0, longer.stderr
+    events = [json.loads(line) for line in (tmp_path / "pu-lora" / "events.jsonl").read_text().splitlines()]
+    steps = [e for e in events if e["event"] == "step"]
+    assert [(e["step"], e["of"]) for e in steps] == [(1, 4), (2, 4), (3, 4), (4, 4), (5, 6), (6, 6)]
+    cosine = [0.5e-3 * (1 + math.cos(math.pi * k / of)) for k, of in [(0, 4), (1, 4), (2, 4), (3, 4), (4, 6), (5, 6)]]
+    assert [e["lr"] for e in steps] == pytest.approx(cosine)
+    assert [e["step"] for e in events if e["event"] == "checkpoint"][-2:] == [5, 6]
+    assert [e["step"] for e in events if e["event"] == "sample" and e["kind"] == "step"] == [5]

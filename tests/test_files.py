@@ -74,3 +74,10 @@ def test_a_new_name_overwrites_nothing(tmp_path, beside):
     assert free_name(tmp_path, "y") == "y"
     (tmp_path / beside).touch()
     assert free_name(tmp_path, "y") == "y-2"
+
+
+def test_a_free_name_is_no_longer_than_a_name_may_be(tmp_path):
+    """Or the run could not be resumed: the settings refuse it."""
+    long = "猫" * 33
+    (tmp_path / f"{long}.safetensors").touch()
+    assert free_name(tmp_path, long) == "猫" * 32 + "-2"

@@ -21,9 +21,10 @@ ALONE = {
     "lora_file",
     "full",
     "page",
+    "sample_options",
     "stats",
 }
-ALONE |= {"duplicates", "memory", "mixture", "pu_loss", "randomness", "ranks", "run_dir", "stopping"}
+ALONE |= {"duplicates", "memory", "mixture", "pu_loss", "randomness", "ranks", "stopping"}
 ALLOWED = {
     **{name: set() for name in ALONE},
     # what a run's input is
@@ -58,7 +59,7 @@ ALLOWED = {
     "learner": {"config", "full", "lora", "lora_file", "memory", "model", "switches"},
     "loop": {"config", "dataset", "denoise", "draws", "encode", "gradient", "learner", "memory", "pu_loss", "ranks"}
     | {"resume", "switches"},
-    "resume": {"command_line", "config", "encode", "switches"},
+    "resume": {"config", "encode", "switches"},
     "merge": {"checkpoint", "libraries", "model"},
     "save": {"__init__", "builtin", "config", "dataset", "loop", "lora", "lora_file", "merge", "model", "run_dir"}
     | {"switches"},
@@ -79,9 +80,10 @@ ALLOWED = {
     | {"prior", "ranks", "resume", "run_dir", "save", "switches"},
     "keep": {"config", "dataset", "model", "sample", "switches"},
     # what comes out
-    "sample": {"encode", "hub", "libraries", "memory", "model", "switches"},
+    "sample": {"encode", "hub", "libraries", "memory", "model", "sample_options", "switches"},
     "before_after": {"builtin", "config", "lora", "model", "run_dir", "sample", "train"},
     "report": {"before_after", "builtin", "config", "page", "run_dir", "train"},
+    "run_dir": {"config"},
     "console": {"run_dir", "stopping"},
     # does it work?
     "judges": {"dataset", "libraries", "mixture", "stats"},
@@ -89,7 +91,7 @@ ALLOWED = {
     "studio": {"console", "memory", "model", "sample", "switches"},
     "attacks": {"before_after", "config", "console", "dataset", "diffusion", "encode", "model", "ranks", "run_dir"}
     | {"sample", "studio", "train"},
-    "evaluate_options": {"builtin", "command_line", "config", "judges", "sample"},
+    "evaluate_options": {"builtin", "command_line", "config", "judges", "sample_options"},
     "shots": {"attacks", "console", "evaluate_options", "model", "studio"},
     "findings": {"shots", "evaluate_options", "judges", "page", "quality", "sample", "stats"},
     "evaluate": {"builtin", "console", "dataset", "evaluate_options", "features", "findings", "hub", "judges", "memory"}
@@ -100,7 +102,7 @@ ALLOWED = {
     "ui": set(),
     # its other commands are imported by name: see COMMANDS
     "__main__": {"before_after", "builtin", "command_line", "config", "console", "data", "dataset", "hub", "memory"}
-    | {"model", "plan", "ranks", "report", "run_dir", "save", "stopping", "train"},
+    | {"libraries", "model", "plan", "ranks", "report", "run_dir", "save", "stopping", "train"},
 }
 
 

@@ -94,7 +94,7 @@ def test_weights_round_trip(unet):
     assert torch.equal(call(fresh), wanted)
 
 
-def save(unet, path, dtype=torch.float32):
+def save(unet, path, dtype=torch.float32, prediction_type="epsilon"):
     standard = lora_file.standard_metadata(
         name="x",
         rank=RANK,
@@ -103,7 +103,7 @@ def save(unet, path, dtype=torch.float32):
         base_name="m",
         base_hash="ab",
         finished="2026-01-01T00:00:00Z",
-        prediction_type="epsilon",
+        prediction_type=prediction_type,
         clip_skip=1,
     )
     lora_file.save(path, lora_file.to_kohya(lora.weights(unet), alpha=ALPHA, dtype=dtype), standard)
@@ -135,6 +135,13 @@ def test_metadata_and_hashes(unet, tmp_path):
     header = int.from_bytes(data[:8], "little")
     assert metadata["sshs_model_hash"] == hashlib.sha256(data[8 + header :]).hexdigest()
     assert json.loads(data[8 : 8 + header])["__metadata__"] == metadata
+
+
+@pytest.mark.parametrize(("ours", "said"), [("epsilon", "epsilon"), ("v_prediction", "v")])
+def test_metadata_tells_what_the_model_predicts(unet, ours, said, tmp_path):
+    """In the words of the modelspec standard, which are not diffusers'."""
+    path = save(unet, tmp_path / "x.safetensors", prediction_type=ours)
+    assert lora_file.read_metadata(path)["modelspec.prediction_type"] == said
 
 
 def test_diffusers_makes_the_same_picture(unet, tmp_path):

@@ -1,11 +1,13 @@
-"""Pictures where memory is short."""
+"""Pictures where memory is short, and what `sample` looks at before it makes any."""
 
 import numpy as np
+import pytest
 import torch
 
-from trainer import model
+from trainer import memory, model, sample
 from trainer.builtin import MODEL
-from trainer.sample import pictures
+from trainer.errors import UserError
+from trainer.sample import main, pictures
 
 
 def test_a_card_too_small_for_the_vae_leaves_it_to_the_cpu(monkeypatch):
@@ -23,3 +25,42 @@ def test_a_card_too_small_for_the_vae_leaves_it_to_the_cpu(monkeypatch):
     found = pictures(pipe, "a photo of a digit", seeds=[1, 2], resolution=64, steps=2, guidance=1.0)
     assert places == ["cpu", "cpu"]
     assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_the_unet_is_as_small_as_the_device_likes_it(precision, tmp_path, monkeypatch):
+    """fp32 on the CPU; a card that computes in half precision holds no more than that."""
+    found = []
+
+    def note(pipe, prompt, *, seeds, **how):
+        found.append(pipe.unet.dtype)
+        return np.zeros((len(seeds), 64, 64, 3), dtype=np.uint8)
+
+    choose = memory.choose_precision
+    monkeypatch.setattr(memory, "choose_precision", lambda wanted, device: choose(precision, device))
+    monkeypatch.setattr(sample, "pictures", note)
+    assert main(["--prompt", "x", "--device", "cpu", "--out", str(tmp_path / "new" / "x.png")]) == 0
+    assert found == [{"auto": torch.float32, "bf16": torch.bfloat16}[precision]]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "load_unet", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--out: .*x\.png cannot be written"):
+        main(["--prompt", "x", "--out", str(tmp_path / "file" / "x.png")])
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(UserError, match="and be no folder"):
+        main(["--prompt", "x", "--out", str(tmp_path / "x.png")])
+
+
+def test_no_guidance_is_not_the_default(tmp_path, monkeypatch):
+    found = []
+
+    def note(pipe, prompt, *, guidance, **how):
+        found.append(guidance)
+        return np.zeros((1, 64, 64, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(sample, "pictures", note)
+    for more in ([], ["--guidance", "0"]):
+        main(["--prompt", "x", "--out", str(tmp_path / "x.png"), *more])
+    assert found == [1.0, 0.0]

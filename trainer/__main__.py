@@ -8,9 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
 
 if not __package__:  # started by its path, as ComfyUI does: an isolated Python ignores the working directory
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,6 +22,7 @@ from .console import Console
 from .dataset import Folders
 from .errors import UserError
 from .files import locked, unwritable
+from .libraries import torch_without_cuda
 from .model import Base
 from .ranks import Ranks, from_environment
 from .run_dir import RunDir, free_name
@@ -87,7 +86,7 @@ def train_command(invocation: Invocation) -> int:
         config = config.model_copy(update={"name": ranks.agree(free_name(config.output_dir, config.name))})
     run_dir = RunDir(config.output_dir, config.name)
     console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir, is_silent=not ranks.is_first)
-    _introduce(invocation, console)
+    _introduce(invocation, run_dir, console)
     if invocation.is_builtin:
         config = data.with_digits(config, ranks)
     base, folders = _find_base(config), data.find(config)
@@ -169,8 +168,10 @@ def _train(
     return errors.DONE
 
 
-def _introduce(invocation: Invocation, console: Console) -> None:
-    if fix := _cpu_torch_on_nvidia():
+def _introduce(invocation: Invocation, run_dir: RunDir, console: Console) -> None:
+    if invocation.resume:
+        console.say(f"going on with {run_dir.root}")
+    if fix := torch_without_cuda():
         console.emit("warning", message=fix)  # also where another program shows what comes out of this one
     if invocation.is_builtin:
         console.say(
@@ -180,23 +181,9 @@ def _introduce(invocation: Invocation, console: Console) -> None:
         )
 
 
-def _cpu_torch_on_nvidia() -> str | None:
-    """What to say where an NVIDIA card is idle because torch came without CUDA. Reads a file: no slow import."""
-    spec = find_spec("torch")
-    if spec is None or which("nvidia-smi") is None:
-        return None
-    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    if "cuda: Optional[str] = None" not in text and "cuda = None" not in text:
-        return None
-    return (
-        "An NVIDIA card is here, but this torch was built without CUDA, so training would run on the CPU. Mend it with:"
-        "\n  pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
-    )
-
-
 def _find_base(config: TrainConfig) -> Base:
     base = Base(hub.find(config.base), config.vae, config.prediction_type)
-    model.check(base)
+    model.check(base, clip_skip=config.clip_skip)
     return base
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
+WANTED = "PU Unlearn trains on Stable Diffusion 1.x checkpoints"
 SUFFIXES = (".safetensors", ".ckpt")
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
@@ -59,16 +60,26 @@ def header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: {_what_instead(path)}") from None
-    if size < end:
-        raise UserError(f"{path}: cut off after {size} of {end} bytes. Download it again.")
+    if size != end:
+        what = f"cut off after {size}" if size < end else f"damaged: {size} instead"
+        raise UserError(f"{path}: {what} of {end} bytes. Download it again.")
     return shapes, metadata
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's tensors."""
-    if path.suffix.lower() == ".ckpt":
-        return {name: tuple(value.shape) for name, value in ckpt.load(path).items()}
-    return header(path)[0]
+def shapes(path: Path, part: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's tensors. Args: part: for which they are asked."""
+    return shapes_of(_load_ckpt(path, part)) if path.suffix.lower() == ".ckpt" else header(path)[0]
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _load_ckpt(path: Path, part: str) -> dict[str, Tensor]:
+    """All tensors of a .ckpt, at which `check` did not look. Args: part: the one that is wanted. Raises: UserError."""
+    state = ckpt.load(path)
+    check_shapes(path, shapes_of(state), has_vae=part != "vae")
+    return state
 
 
 def _what_instead(path: Path) -> str:
@@ -110,7 +121,7 @@ def check_shapes(path: Path, shapes: Shapes, *, has_vae: bool) -> None:
     """The same for shapes that are already known. Raises: UserError."""
     for text, kind in OTHER_KINDS:
         if any(text in name for name in shapes):
-            raise UserError(f"--base: {path} is {kind}; PU Unlearn trains on Stable Diffusion 1.x checkpoints")
+            raise UserError(f"--base: {path} is {kind}; {WANTED}")
     has = {part: any(name.startswith(prefix) for name in shapes) for part, prefix in PREFIXES.items()}
     if not any(has.values()):
         kind = "a VAE" if "decoder.conv_in.weight" in shapes else "one part of a diffusers folder: give the folder"
@@ -121,15 +132,27 @@ def check_shapes(path: Path, shapes: Shapes, *, has_vae: bool) -> None:
         hint = " (another VAE: --vae)" if missing == ["vae"] else ""
         raise UserError(f"--base: {path} lacks the {' and the '.join(missing).replace('_', ' ')}{hint}")
     try:
-        config = unet_config(_part(shapes, "unet"))
+        unet = unet_config(_part(shapes, "unet"))
         text = text_config(_part(shapes, "text_encoder"))
-    except (KeyError, IndexError, ZeroDivisionError):
+        if not has_vae:
+            vae_config(_part(shapes, "vae"))
+    except (LookupError, TypeError, ValueError):  # each lacks something else
         raise UserError(f"--base: {path} has the keys of Stable Diffusion 1.x but lacks weights of it") from None
-    if config["in_channels"] != 4:
-        kind = {9: "an inpainting model", 8: "an instruct-pix2pix model"}.get(config["in_channels"], "another model")
-        raise UserError(f"--base: {path} is {kind} ({config['in_channels']} input channels instead of 4)")
-    if config["cross_attention_dim"] != text["hidden_size"]:
-        width = config["cross_attention_dim"]
+    check_configs(path, unet, text)
+
+
+def check_configs(path: Path, unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """Are these the configs of Stable Diffusion 1.x's U-Net and text encoder? Raises: UserError."""
+    width, channels, kind = unet.get("cross_attention_dim"), unet.get("in_channels", 4), None
+    if unet.get("addition_embed_type"):
+        kind = "SDXL"
+    elif unet.get("use_linear_projection") or width == 1024:
+        kind = "Stable Diffusion 2.x"
+    elif channels != 4:
+        kind = {9: "an inpainting model", 8: "instruct-pix2pix"}.get(channels, f"a model of {channels} input channels")
+    if kind:
+        raise UserError(f"--base: {path} is {kind}; {WANTED}")
+    if width != text.get("hidden_size"):
         raise UserError(f"--base: {path} is no Stable Diffusion 1.x: its U-Net expects text states of width {width}")
 
 
@@ -150,16 +173,16 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     down = [i for i in range(n) if f"input_blocks.{i}.0.op.weight" in shapes]
     stride = down[0] if down else n  # blocks from one downsampling to the next
     first = range(1, n, stride)
-    has_attention = [f"input_blocks.{i}.1.proj_in.weight" in shapes for i in first]
-    key = next(name for name in shapes if name.endswith("attn2.to_k.weight"))
+    projections = [shapes.get(f"input_blocks.{i}.1.proj_in.weight") for i in first]
     return {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
         "block_out_channels": [shapes[f"input_blocks.{i}.0.in_layers.2.weight"][0] for i in first],
         "layers_per_block": stride - 1,
-        "down_block_types": ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in has_attention],
-        "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(has_attention)],
-        "cross_attention_dim": shapes[key][1],
+        "down_block_types": ["CrossAttnDownBlock2D" if p else "DownBlock2D" for p in projections],
+        "up_block_types": ["CrossAttnUpBlock2D" if p else "UpBlock2D" for p in reversed(projections)],
+        "cross_attention_dim": max(s[1] for name, s in shapes.items() if name.endswith("attn2.to_k.weight")),
+        "use_linear_projection": any(p and len(p) == 2 for p in projections),
         "attention_head_dim": 8,  # diffusers' name for the number of heads, which no shape shows: 8 in all of SD 1.x
         "sample_size": 64,
     }
@@ -187,7 +210,7 @@ def text_config(shapes: Shapes) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": sum(name.endswith("mlp.fc1.weight") for name in shapes),
+        "num_hidden_layers": sum(n.startswith("encoder.layers.") and n.endswith(".mlp.fc1.weight") for n in shapes),
         "num_attention_heads": max(1, width // 64),
         "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
         "vocab_size": vocabulary,
@@ -210,9 +233,7 @@ def tensors(path: Path, part: str) -> dict[str, Tensor]:
     """
     prefix = PREFIXES[part]
     if path.suffix.lower() == ".ckpt":
-        state = ckpt.load(path)
-        check_shapes(path, {name: tuple(value.shape) for name, value in state.items()}, has_vae=part != "vae")
-        return {name: value for name, value in state.items() if name.startswith(prefix)}
+        return {name: value for name, value in _load_ckpt(path, part).items() if name.startswith(prefix)}
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:

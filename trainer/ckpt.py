@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,18 @@ def load(path: Path) -> dict[str, Tensor]:
         with safe_globals(_harmless()):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch each have their own
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--base: {path} is not opened: it holds more than weights ({reason}). {CONVERT}") from None
+        raise UserError(f"--base: {path} is not opened: {_reason(error)}. {CONVERT}") from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    entries = state.items() if isinstance(state, dict) else ()
+    return {name: value for name, value in entries if isinstance(name, str) and isinstance(value, torch.Tensor)}
+
+
+def _reason(error: Exception) -> str:
+    """torch's page of advice, coloured for a terminal, as a part of a sentence."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).split("WeightsUnpickler error: ")[-1].strip()
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return f"it holds more than weights ({found[1]})"
+    return f"it cannot be read ({(text or repr(error)).splitlines()[0]})"
 
 
 def _harmless() -> list[Any]:

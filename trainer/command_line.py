@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from . import kohya
 from .builtin import BUILTIN
-from .config import PRESETS, TrainConfig
-from .contradictions import contradictions
+from .config import FREE_ON_RESUME, NAME_RULE, PRESETS, TrainConfig
+from .contradictions import contradictions, differences
 from .errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -26,7 +26,7 @@ else:
 # How a command is run, not what it makes: these are not saved with the run.
 FLAGS = {
     "config": "TOML file of settings; options on the command line win over it",
-    "resume": "go on with the interrupted run of this --name",
+    "resume": "go on with the interrupted run of this --name; without one, with the newest in --output-dir",
     "dry-run": "print the settings and stop",
     "events": "'jsonl': one JSON line for each event on stdout, people's text on stderr",
     "follow-parent": "end when standard input is closed: the program that started this one is gone",
@@ -34,23 +34,6 @@ FLAGS = {
     "lowvram": "preset for cards of 4 GB: what is fastest in 2.4 GiB",
     "medvram": "preset for cards of 6 GB: what is fastest in 4.8 GiB",
     "highvram": "preset for large cards: nothing is saved; fp8 weights if not even one sample fits",
-}
-
-# May differ between a run and its continuation: where it computes and what it shows, not what it learns.
-FREE_ON_RESUME = {
-    "device",
-    "vram_budget",
-    "micro_batch",
-    "checkpointing",
-    "offload",
-    "attention",
-    "save_state_every",
-    "keep_states",
-    "keep_cache",
-    "images",
-    "sample_every",
-    "rate_images",
-    "output_dir",
 }
 
 
@@ -185,14 +168,12 @@ def read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     names = {s: n for n, f in TrainConfig.model_fields.items() for s in (n, *f.json_schema_extra["also"])}
     known = {}
-    for key, value in table.items():
-        if key in kohya.REFUSED:
-            problems.append(f"{path}: {key}: {kohya.REFUSED[key]}")
+    for key, value in kohya.flat(table):
+        found = kohya.take(key, value, f"{path}: {key}", problems) if key in kohya.FLAGS else (key, value)
+        if found is None:
             continue
-        ours, fixed = kohya.MEANS.get(key, (key, None))
-        name = names.get(ours.replace("-", "_"))
-        if name:
-            known[name] = value if fixed is None else (fixed or True)
+        if name := names.get(found[0]):
+            known[name] = found[1]
         else:
             problems.append(f"{path}: no setting named {key!r}{_nearest(key, list(names))}")
     return known
@@ -200,22 +181,43 @@ def read_toml(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
     """The interrupted run's settings, with what was said anew where that cannot change what it learns."""
-    name = merged.get("name", TrainConfig.model_fields["name"].default)
-    folder = Path(merged.get("output_dir", TrainConfig.model_fields["output_dir"].default)) / str(name)
-    if not any((folder / "state").glob("step*.safetensors")):
-        problems.append(f"--resume: {folder} holds no interrupted run. Give the --name and --output-dir it had.")
+    output = Path(merged.get("output_dir", TrainConfig.model_fields["output_dir"].default))
+    folder = output / str(own["name"]) if "name" in own else _newest_interrupted(output)
+    done = _steps_done(folder) if folder else 0
+    if not done:
+        where = folder or output
+        problems.append(f"--resume: {where} holds no interrupted run. Give the --name and --output-dir it had.")
         return merged
-    saved = read_toml(folder / "config.toml", problems)
+    saved = {**read_toml(folder / "config.toml", problems), "name": folder.name, "output_dir": output}
     try:
         before, now = TrainConfig(**saved), TrainConfig(**{**saved, **own})
     except ValidationError as error:
         problems += explain(error)
         return saved
-    for key in own:
-        if key not in FREE_ON_RESUME and getattr(before, key) != getattr(now, key):
-            was, new = getattr(before, key), getattr(now, key)
-            problems.append(f"--{key.replace('_', '-')}: this run was started with {was}, not {new}; leave it out")
+    problems += differences(before, now, own, steps_done=done)
     return {**saved, **{k: v for k, v in own.items() if k in FREE_ON_RESUME}}
+
+
+def _newest_interrupted(output: Path) -> Path | None:
+    """The run that saved its state last, of those that are not finished."""
+    runs = [path.parent for path in output.glob("*/state") if _steps_done(path.parent)]
+    interrupted = [run for run in runs if not _is_done(run)]
+    return max(interrupted, key=lambda run: (run / "state").stat().st_mtime, default=None)
+
+
+def _steps_done(run: Path) -> int:
+    """At the newest state; 0 where there is none."""
+    numbers = [path.stem.removeprefix("step") for path in (run / "state").glob("step*.safetensors")]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def _is_done(run: Path) -> bool:
+    """Whether done is its last event: before that, it may have been resumed for more steps."""
+    try:
+        lines = (run / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return '"event": "done"' in lines[-1] if lines else False
 
 
 def explain(error: ValidationError) -> list[str]:
@@ -225,8 +227,8 @@ def explain(error: ValidationError) -> list[str]:
     for fault in error.errors():
         name = str(fault["loc"][0])
         got[name] = fault["input"]
-        text = fault["msg"].replace("Input should", "must").replace("String should", "must")
+        text = re.sub("^(Input|String) should", "must", fault["msg"].removeprefix("Value error, "))
         if fault["type"] == "string_pattern_mismatch":
-            text = {"name": "must be letters, digits, spaces and _.+- only", "device": "must be as --help says"}[name]
+            text = {"name": NAME_RULE, "device": "must be as --help says"}[name]
         reasons.setdefault(name, []).append(text)
     return [f"--{k.replace('_', '-')}: {' or '.join(v)}, got {got[k]!r}" for k, v in reasons.items()]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 def option(default: Any, text: str, *, exposed: bool = False, also: tuple[str, ...] = (), **limits: Any) -> Any:
@@ -16,11 +16,15 @@ Share = Annotated[float, Field(gt=0, lt=1)] | Literal["auto"]
 Count = Annotated[int, Field(ge=1)] | Literal["auto"]
 Count0 = Annotated[int, Field(ge=0)] | Literal["auto", "all"]
 
+NAME_RULE = "must be letters, digits, spaces and _.+- only, and start with a letter, a digit or _"
+NAME_BYTES = 100  # file systems bear 255, of which suffixes and temporary names take some
+DEVICES = {"con", "nul", "aux", "prn", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
 
 class TrainConfig(BaseModel):
     """The settings of one training run. Frozen; `command_line.parse` makes it, config.toml keeps it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # to_toml has no word for them
 
     # what to learn from
     base: str | None = option(
@@ -130,8 +134,8 @@ class TrainConfig(BaseModel):
         "pu-lora",
         "name of the LoRA and of its run folder",
         exposed=True,
-        pattern=r"^[A-Za-z0-9][\w .+-]*$",
-        max_length=100,
+        pattern=r"^\w[\w .+-]*$",
+        max_length=NAME_BYTES,
     )
     output_dir: Path = option(Path("output"), "where the LoRA and the run folder go")
     save_state_every: int = option(0, "steps between states to resume from; 0: ten over the run", ge=0)
@@ -148,6 +152,17 @@ class TrainConfig(BaseModel):
     guidance: float = option(7.5, "guidance scale of the pictures; 1: none", ge=1, le=30)
     rate_images: int = option(0, "pictures made before and after for the non-sensitive rate (built-in digits)", ge=0)
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, name: str) -> str:
+        if name.endswith((".", " ")):
+            raise ValueError("must not end in a dot or a space, which Windows drops")
+        if name.partition(".")[0].rstrip().lower() in DEVICES:
+            raise ValueError("must not be one that Windows keeps for a device")
+        if (size := len(name.encode())) > NAME_BYTES:
+            raise ValueError(f"must have at most {NAME_BYTES} bytes as UTF-8, this one has {size}")
+        return name
+
     @property
     def effective_alpha(self) -> float:
         return float(self.rank) if self.alpha is None else self.alpha
@@ -158,6 +173,25 @@ PRESETS = {
     "lowvram": {**_FITTED, "vram_budget": 2.4},
     "medvram": {**_FITTED, "vram_budget": 4.8},
     "highvram": {"micro_batch": "auto", "checkpointing": 0, "weights": "auto", "offload": 0},
+}
+
+# May differ between a run and its continuation: where it computes, how long and what it shows, not what it learns.
+FREE_ON_RESUME = {
+    "steps",  # the cosine goes on as if it had been meant to be this long
+    "device",
+    "vram_budget",
+    "micro_batch",
+    "checkpointing",
+    "offload",
+    "attention",
+    "save_state_every",
+    "keep_states",
+    "keep_cache",
+    "images",
+    "sample_every",
+    "rate_images",
+    "name",  # a run's folder may be renamed and moved
+    "output_dir",
 }
 
 

@@ -1,12 +1,13 @@
-"""Faults of a run's settings that no single field shows, and paths that are not there: before slow imports."""
+"""Faults of settings that no single field shows: contradictions, a resumed run's changes, paths that are not there."""
 
 import os
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
 from .builtin import BUILTIN
-from .config import TrainConfig, folders_of
-from .hub import HUB_ID
+from .config import FREE_ON_RESUME, TrainConfig, folders_of
+from .hub import is_id
 
 
 def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
@@ -48,6 +49,19 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
     return problems
 
 
+def differences(before: TrainConfig, now: TrainConfig, said: Collection[str], *, steps_done: int) -> list[str]:
+    """Why a run cannot go on with other settings than it was started with. Args: said: those that were named anew."""
+    problems = []
+    for name in said:
+        was, new = getattr(before, name), getattr(now, name)
+        is_settled = (name, new) == ("prior", "auto")  # the first call has estimated and saved it
+        if was != new and name not in FREE_ON_RESUME and not is_settled:
+            problems.append(f"--{name.replace('_', '-')}: this run was started with {was}, not {new}; leave it out")
+    if now.steps < steps_done:
+        problems.append(f"--steps: this run has done {steps_done} already, more than {now.steps}")
+    return problems
+
+
 def _of_whole_networks(config: TrainConfig) -> list[str]:
     """What belongs to a LoRA."""
     values = {"weights": ("auto", "fp32"), "offload": ("auto", 0), "init_lora": (None,), "save_merged": ("no",)}
@@ -61,7 +75,7 @@ def _of_whole_networks(config: TrainConfig) -> list[str]:
 def not_there(base: str, vae: Path | None) -> list[str]:
     """What of a model is neither here nor, by its name, on the hub."""
     problems = []
-    if base != BUILTIN and not Path(base).exists() and not HUB_ID.fullmatch(base):
+    if base != BUILTIN and not Path(base).exists() and not is_id(base):
         problems.append(f"--base: {base} does not exist")
     if vae and not vae.exists():
         problems.append(f"--vae: {vae} does not exist")

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """The `evaluate` command. Returns: an exit code. Raises: UserError."""
     options = evaluate_options.read(argv)
     base = Base(hub.find(options.base), options.vae, options.prediction_type)
-    model.check(base)
+    model.check(base, clip_skip=options.clip_skip)
     unlearned = Base(hub.find(options.unlearned), options.vae, options.prediction_type) if options.unlearned else None
     if unlearned:
         model.check(unlearned)

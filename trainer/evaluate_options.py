@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .builtin import BUILTIN
 from .errors import UserError
 from .judges import images_in
-from .sample import add_model_options, add_picture_options
+from .sample_options import add_model_options, add_picture_options
 
 if TYPE_CHECKING:
     from .config import TrainConfig

@@ -45,11 +45,16 @@ def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # safetensors makes it private; a LoRA is read by other programs' users
         os.replace(temporary, target)
     except Exception as error:
-        if number := _number(error, folder):
-            raise OSError(number, os.strerror(number), str(target)) from error
+        raise_for(target, error, folder)
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def raise_for(target: Path, error: Exception, folder: Path) -> None:
+    """Raises: OSError with target as its file, if error is the system's, about what was written in folder for it."""
+    if number := _number(error, folder):
+        raise OSError(number, os.strerror(number), str(target)) from error
 
 
 def _number(error: Exception, folder: Path) -> int | None:

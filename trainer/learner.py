@@ -21,8 +21,8 @@ def with_lora(
     unet = model.load_unet(base, switches.load_dtype)
     lora.attach(unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
     if config.init_lora:
-        modules, scale = list(lora.pairs(unet)), config.effective_alpha / config.rank
-        start = lora_file.from_kohya(config.init_lora, modules, rank=config.rank, scale=scale)
+        scale = config.effective_alpha / config.rank
+        start = lora_file.from_kohya(config.init_lora, lora.pairs(unet), rank=config.rank, scale=scale)
         lora.load_weights(unet, start)
     set_up(unet, switches, device=device, say=warn)
     return unet

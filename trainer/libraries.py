@@ -1,8 +1,11 @@
-"""diffusers and transformers, without what they tell everyone."""
+"""Libraries of others: without what they tell everyone; and one that is there in the wrong build."""
 
 import contextlib
 import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
 
 
 @contextlib.contextmanager
@@ -23,3 +26,17 @@ def quiet() -> Iterator[None]:
         diffusers_log.set_verbosity(before[1])
         if bars:
             transformers_log.enable_progress_bar()
+
+
+def torch_without_cuda() -> str | None:
+    """What to say where an NVIDIA card is idle because torch came without CUDA. Reads a file: no slow import."""
+    spec = find_spec("torch")
+    if spec is None or which("nvidia-smi") is None:
+        return None
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    if "cuda: Optional[str] = None" not in text and "cuda = None" not in text:
+        return None
+    return (
+        "An NVIDIA card is here, but this torch was built without CUDA, so training would run on the CPU. Mend it with:"
+        "\n  pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
+    )

@@ -3,18 +3,19 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import UserError
 from .files import replacing
 
 UNET_PREFIX = "lora_unet_"
+Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
 TAGS = 1000  # the most frequent ones: UIs show a few dozen
 
 
@@ -38,14 +39,14 @@ def to_kohya(weights: Mapping[str, Tensor], *, alpha: float, dtype: torch.dtype)
     return tensors
 
 
-def from_kohya(path: Path, modules: Collection[str], *, rank: int, scale: float) -> dict[str, Tensor]:
+def from_kohya(path: Path, modules: Pairs, *, rank: int, scale: float) -> dict[str, Tensor]:
     """A LoRA file's weights by module path (`….down`, `….up`), so that they mean the same at our scale.
 
     Args:
-        modules: paths of the U-Net's modules that have a LoRA.
+        modules: the U-Net's modules that have a LoRA: path -> (down layer, up layer).
         scale: our alpha / rank; the file's own alpha goes into its up weights.
-    Raises: UserError if the file is no LoRA for these modules, or of another rank. What it has for the text encoder
-        is left out.
+    Raises: UserError if the file is no LoRA for these modules, or of another rank or width. What it has for the text
+        encoder is left out.
     """
     try:
         found = safetensors.torch.load_file(path)
@@ -60,9 +61,17 @@ def from_kohya(path: Path, modules: Collection[str], *, rank: int, scale: float)
             raise UserError(f"--init-lora: {path} has no {error.args[0]}: a LoRA for another model or target") from None
         if len(down) != rank:
             raise UserError(f"--init-lora: {path} has rank {len(down)}; give --rank {len(down)}")
+        _compare_shapes(path, name, (down, up), modules[module])
         alpha = found.get(f"{name}.alpha", torch.tensor(float(rank))).item()
         weights[f"{module}.down"], weights[f"{module}.up"] = down, up * (alpha / rank / scale)
     return weights
+
+
+def _compare_shapes(path: Path, name: str, found: tuple[Tensor, Tensor], layers: tuple[nn.Module, nn.Module]) -> None:
+    for side, value, layer in zip(("down", "up"), found, layers, strict=True):
+        if value.shape != layer.weight.shape:
+            shapes = f"is {tuple(value.shape)} there, {tuple(layer.weight.shape)} in this model"
+            raise UserError(f"--init-lora: {path} is a LoRA for another model: {name}.lora_{side}.weight {shapes}")
 
 
 def standard_metadata(

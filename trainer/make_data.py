@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _find_base(recipe: Recipe) -> Base:
     base = Base(hub.find(recipe.base), recipe.vae, recipe.prediction_type)
-    model.check(base)
+    model.check(base, clip_skip=recipe.clip_skip)
     return base
 
 

@@ -1,6 +1,9 @@
 """Whole models: with the LoRA in them, which then cannot be taken off, or with a U-Net that was trained whole."""
 
-from collections.abc import Callable
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -9,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import checkpoint, model
-from .files import replacing
+from .files import raise_for, replacing
 from .libraries import quiet
 from .model import Base
 
@@ -39,12 +42,36 @@ def of_network(weights: dict[str, Tensor]) -> Change:
 
 
 def save_folder(base: Base, folder: Path, change: Change, *, dtype: torch.dtype) -> None:
-    """A diffusers folder."""
+    """A diffusers folder, whole or absent."""
     pipe = model.load_pipeline(base, model.load_unet(base, torch.float32))
     for name, value in pipe.unet.state_dict().items():
         value.copy_(change(name, value))
-    with quiet():
-        pipe.to(dtype=dtype).save_pretrained(folder, safe_serialization=True)
+    with quiet(), _replacing_folder(folder) as temporary:
+        pipe.to(dtype=dtype).save_pretrained(temporary, safe_serialization=True)
+
+
+@contextlib.contextmanager
+def _replacing_folder(target: Path) -> Iterator[Path]:
+    """A folder beside target, renamed onto it when the block ends well. What a killed process left of it goes first."""
+    new, old = (target.with_name(f".{target.name}.{age}") for age in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        yield new
+        shared = (new / "model_index.json").stat().st_mode
+        for file in (path for path in new.rglob("*") if path.is_file()):
+            file.chmod(shared)  # safetensors makes its files private
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():  # a folder cannot be renamed onto one that is not empty
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        raise_for(target, error, new)
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def save_checkpoint(base: Base, file: Path, change: Change) -> None:
@@ -63,7 +90,7 @@ def ldm_names(base: Base) -> dict[str, str]:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     prefix = checkpoint.PREFIXES["unet"]
-    keys = [name for name in checkpoint.shapes(base.path) if name.startswith(prefix)]
+    keys = [name for name in checkpoint.shapes(base.path, "unet") if name.startswith(prefix)]
     convert: Callable = convert_ldm_unet_checkpoint
     converted = convert({key: torch.tensor(i) for i, key in enumerate(keys)}, model.part_config(base, "unet"))
     return {name: keys[number] for name, number in converted.items()}

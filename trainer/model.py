@@ -42,23 +42,33 @@ class Base:
         return self.path.is_file()
 
 
-def check(base: Base) -> None:
-    """Look at the model without loading it. Raises: UserError saying what is missing or what it is instead."""
+def check(base: Base, *, clip_skip: int = 1) -> None:
+    """Look at the model without loading it.
+
+    Args: clip_skip: which layer of the text encoder is wanted, from the last.
+    Raises: UserError saying what is missing or what it is instead.
+    """
     if base.vae:
         _check_vae(base.vae)
     if base.is_file:
         checkpoint.check(base.path, has_vae=base.vae is not None)
-        return
+    else:
+        _check_folder(base)
+    if clip_skip > 1:  # only then: a .ckpt is opened for it
+        layers = part_config(base, "text_encoder").get("num_hidden_layers", 12)
+        if clip_skip > layers:
+            raise UserError(f"--clip-skip {clip_skip}: the text encoder of {base.path} has {layers} layers")
+
+
+def _check_folder(base: Base) -> None:
     path = base.path
     missing = [part for part in PARTS if not (path / part).is_dir() and not (part == "vae" and base.vae)]
     if missing:
         raise UserError(f"--base: {path} is no diffusers folder of Stable Diffusion 1.x: it lacks {', '.join(missing)}")
+    checkpoint.check_configs(path, read_config(path / "unet"), read_config(path / "text_encoder"))
     for part in WEIGHTS:
         if not (part == "vae" and base.vae):
             weights_file(path / part, WEIGHTS[part])
-    unet = read_config(path / "unet")
-    if unet.get("in_channels") != 4 or unet.get("addition_embed_type") or (path / "text_encoder_2").exists():
-        raise UserError(f"--base: {path} is no Stable Diffusion 1.x (an inpainting model, SDXL or another family)")
     noise = read_config(path / "scheduler", "scheduler_config.json")
     is_known = noise.get("prediction_type", "epsilon") in PREDICTIONS.values()
     if not is_known or noise.get("beta_schedule") != "scaled_linear":
@@ -77,15 +87,18 @@ def _check_vae(path: Path) -> None:
         checkpoint.part_config(shapes, "vae")
     except UserError as error:
         raise UserError(f"--vae: {error}") from None
-    except (KeyError, ValueError):
+    except (LookupError, TypeError, ValueError):
         raise UserError(f"--vae: {path} holds no VAE with Stable Diffusion's own (LDM) key names") from None
 
 
 def read_config(folder: Path, name: str = "config.json", *, option: str = "--base") -> dict[str, Any]:
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{option}: cannot read {folder / name}: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{option}: {folder / name} holds no settings")
+    return found
 
 
 def weights_file(folder: Path, stem: str, *, option: str = "--base") -> Path:
@@ -111,11 +124,11 @@ def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
 
 
 def part_config(base: Base, part: str) -> dict[str, Any]:
-    """The arguments of the part's class, without loading weights. Args: part: "unet" or "vae"."""
+    """The arguments of the part's class, without loading weights."""
     place = _place(base, part)
     if place.is_dir():
         return read_config(place)
-    return checkpoint.part_config(checkpoint.shapes(place), part)
+    return checkpoint.part_config(checkpoint.shapes(place, part), part)
 
 
 def _place(base: Base, part: str) -> Path:
@@ -141,44 +154,46 @@ def load_unet(base: Base, dtype: torch.dtype) -> torch.nn.Module:
 def _load(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
     """A diffusers model from its folder or from a single file, frozen."""
     with quiet():
-        if place.is_dir():
-            return kind.from_pretrained(place, **_arguments(place, part, dtype)).requires_grad_(False).eval()
-        state = checkpoint.tensors(place, part)
-        config = checkpoint.part_config({name: tuple(value.shape) for name, value in state.items()}, part)
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(config))
-            try:
-                found = kind.from_single_file(state, config=folder, torch_dtype=dtype, local_files_only=True)
-            except (NotImplementedError, KeyError, ValueError) as error:  # weights left without a value, or misshapen
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{place}: the {part} has weights missing or misshapen ({reason})") from None
+        try:
+            found = (_from_folder if place.is_dir() else _from_file)(kind, place, part, dtype)
+        except (NotImplementedError, KeyError, ValueError) as error:  # weights left without a value, or misshapen
+            reason = (str(error).strip() or repr(error)).splitlines()[0].split(". If you want")[0]
+            raise UserError(f"{place}: the {part} has weights missing or misshapen ({reason})") from None
     return found.requires_grad_(False).eval()
 
 
-def _arguments(folder: Path, part: str, dtype: torch.dtype) -> dict[str, Any]:
-    variant = "fp16" if weights_file(folder, WEIGHTS[part]).name.endswith(".fp16.safetensors") else None
-    name = "dtype" if part == "text_encoder" else "torch_dtype"  # transformers' word, diffusers' word
-    return {name: dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
+def _from_folder(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
+    variant = "fp16" if weights_file(place, WEIGHTS[part]).name.endswith(".fp16.safetensors") else None
+    how = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
+    found, told = kind.from_pretrained(place, output_loading_info=True, **how)
+    if told["missing_keys"]:  # diffusers would go on with random ones
+        raise KeyError(told["missing_keys"][0])
+    return found
+
+
+def _from_file(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
+    state = checkpoint.tensors(place, part)
+    config = checkpoint.part_config(checkpoint.shapes_of(state), part)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        return kind.from_single_file(state, config=folder, torch_dtype=dtype, local_files_only=True)
 
 
 def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Module]:
-    """Returns: (CLIPTokenizer, CLIPTextModel)."""
+    """Returns: (CLIPTokenizer, CLIPTextModel). What else a file has for its text encoder is left out."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    words = TOKENIZER if base.is_file else base.path / "tokenizer"
     place = _place(base, "text_encoder")
+    file = weights_file(place, WEIGHTS["text_encoder"]) if place.is_dir() else place
     with quiet():
+        words = TOKENIZER if base.is_file else base.path / "tokenizer"
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
-        if place.is_dir():
-            encoder = CLIPTextModel.from_pretrained(place, **_arguments(place, "text_encoder", dtype))
-            return tokenizer, encoder.requires_grad_(False).eval()
-        state = checkpoint.tensors(place, "text_encoder")
-        shapes = {name: tuple(value.shape) for name, value in state.items()}
-        encoder = CLIPTextModel(CLIPTextConfig(**checkpoint.part_config(shapes, "text_encoder")))
-        names = set(encoder.state_dict())
-        missing, unknown = encoder.load_state_dict(checkpoint.clip_state(state, names), strict=False)
-    if lacking := [name for name in missing if not name.endswith("position_ids")] + unknown:
-        raise UserError(f"{place}: the text encoder does not fit CLIP ViT-L's layout, such as {lacking[0]}")
+        encoder = CLIPTextModel(CLIPTextConfig.from_dict(part_config(base, "text_encoder")))
+    wanted = {name: value.shape for name, value in encoder.state_dict().items() if not name.endswith("position_ids")}
+    state = checkpoint.clip_state(checkpoint.tensors(file, "text_encoder"), set(wanted))
+    if misfits := [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]:
+        raise UserError(f"{place}: the text encoder lacks weights, or has them misshapen, such as {misfits[0]}")
+    encoder.load_state_dict(state, strict=False)
     return tokenizer, encoder.to(dtype).requires_grad_(False).eval()
 
 

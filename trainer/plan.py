@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
     invocation = parse(argv, CONFIG, needs_images=False)
     config = invocation.config
     base = Base(hub.find(config.base), config.vae, config.prediction_type)
-    model.check(base)
+    model.check(base, clip_skip=config.clip_skip)
     device = memory.choose_device(config.device)
     is_here = device.type == "cuda"
     # without a card here, the plan is for one elsewhere, which computes in half precision

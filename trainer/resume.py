@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .command_line import FREE_ON_RESUME
-from .config import TrainConfig
+from .config import FREE_ON_RESUME, TrainConfig
 from .errors import UserError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .config import NAME_BYTES
 from .errors import UserError
 from .files import locked, replacing, write_text
 
@@ -125,11 +126,11 @@ def going_on(run: RunDir, words: Sequence[str]) -> list[str]:
 
 def free_name(output_dir: Path, name: str) -> str:
     """name, or name-2, name-3, …: a new run never overwrites an older one."""
-    number = 1
-    candidate = name
+    number, candidate = 1, name
     while RunDir(output_dir, candidate).is_taken:
         number += 1
-        candidate = f"{name}-{number}"
+        suffix = f"-{number}"
+        candidate = name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
     return candidate
 
 

@@ -1,8 +1,8 @@
 """Pictures from a model, with or without a LoRA: diffusers' pipeline and DDIM sampler. Also the `sample` command."""
 
-import argparse
 import inspect
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from . import sample_options
 from .errors import UserError
 from .files import replacing
 
@@ -61,27 +62,22 @@ def pictures(
     """
     import torch
 
+    from .encode import text_states
+
     few = max(1, PIXELS_AT_ONCE // resolution**2)
     size = at_once or few
     shape = (1, pipe.unet.config.in_channels, resolution // 8, resolution // 8)
     prompts = [prompt] if guidance == 1 else [negative, prompt]
     made = []
     with torch.no_grad():
-        states = _text_states(pipe, prompts, clip_skip)
+        states = text_states(pipe.tokenizer, pipe.text_encoder, prompts, clip_skip)  # where it is: it is quick
+        states = states.to(pipe.unet.device, pipe.unet.dtype)
         for i in range(0, len(seeds), size):
             sources = [torch.Generator().manual_seed(s) for s in seeds[i : i + size]]
             latents = torch.cat([torch.randn(shape, generator=source) for source in sources])
             latents = _denoise(pipe, latents, states, steps, guidance, sources, check)
             made += [_decode(pipe, part) for part in latents.split(few)]
     return np.concatenate(made)
-
-
-def _text_states(pipe: Any, prompts: list[str], clip_skip: int) -> Any:
-    """[prompts, 77, width]; the text encoder works where it is (it is quick) and its states go to the U-Net."""
-    from .encode import text_states
-
-    states = text_states(pipe.tokenizer, pipe.text_encoder, prompts, clip_skip)
-    return states.to(pipe.unet.device, pipe.unet.dtype)
 
 
 def _denoise(
@@ -165,82 +161,37 @@ def add_lora(pipe: Any, path: Path, strength: float) -> None:
         with quiet():
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
     except Exception as error:  # diffusers, peft and safetensors each raise their own
-        raise UserError(f"--lora: {path} does not fit this model ({str(error).splitlines()[0]})") from None
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"--lora: {path} does not fit this model ({reason})") from None
     pipe.set_adapters(pipe.get_list_adapters()["unet"], strength)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer sample", description="Make pictures with a LoRA.", allow_abbrev=False
-    )
-    add_model_options(parser)
-    add_picture_options(parser)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--seeds", type=_seeds, default=list(range(16)), help="such as 0-15 or 3,5,8 [0-15]")
-    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file [grid.png]")
-    return parser
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, with which LoRA, where."""
-    parser.add_argument("--base", default="builtin", help="model file, diffusers folder, hub id or 'builtin' [builtin]")
-    parser.add_argument("--vae", type=Path, help="another VAE than the model's own")
-    parser.add_argument(
-        "--prediction-type", choices=("auto", "epsilon", "v"), default="auto", help="as in training [auto]"
-    )
-    parser.add_argument("--lora", type=Path, help="LoRA file; without it the base model")
-    parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA [1]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
-
-
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """How a picture is made."""
-    parser.add_argument("--resolution", type=_resolution, help="pixels [512; 64 for builtin]")
-    parser.add_argument("--steps", type=_positive, default=25, help="of the sampler [25]")
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1: none [7.5; 1 for builtin]")
-    parser.add_argument(
-        "--clip-skip", type=_positive, default=1, help="the text encoder's last layers to leave out [1]"
-    )
-
-
-def _seeds(text: str) -> list[int]:
-    seeds = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
-            raise argparse.ArgumentTypeError(f"must be like 0-15 or 3,5,8, got {text!r}")
-        seeds += range(int(first), int(last or first) + 1)
-    if not seeds:
-        raise argparse.ArgumentTypeError(f"no seeds in {text!r}")
-    return seeds
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
-
-
-def _resolution(text: str) -> int:
-    if _positive(text) % 8:
-        raise argparse.ArgumentTypeError(f"must be a multiple of 8, got {text}")
-    return int(text)
+def _check_place(path: Path) -> None:
+    """Raises: UserError where no file can be written, before the pictures are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be written ({error.strerror})") from None
 
 
 def main(argv: Sequence[str]) -> int:
     """The `sample` command. Raises: UserError. Returns: exit code."""
-    options = make_parser().parse_args(argv)
+    options = sample_options.make_parser().parse_args(argv)
     is_builtin = options.base == "builtin"
     if options.lora and not options.lora.is_file():
         raise UserError(f"--lora: no file {options.lora}")
-    if options.out.suffix.lower() != ".png":
-        raise UserError(f"--out: {options.out} must end in .png")
+    if options.out.suffix.lower() != ".png" or options.out.is_dir():
+        raise UserError(f"--out: {options.out} must end in .png and be no folder")
+    _check_place(options.out)
     from . import hub, memory, model
+    from .switches import DTYPES
 
     base = model.Base(hub.find(options.base), options.vae, options.prediction_type)
-    model.check(base)
+    model.check(base, clip_skip=options.clip_skip)
     device = memory.choose_device(options.device)
-    pipe = model.load_pipeline(base)
+    dtype = DTYPES[memory.choose_precision("auto", device)]
+    pipe = model.load_pipeline(base, model.load_unet(base, dtype))
     if options.lora:
         add_lora(pipe, options.lora, options.strength)
     pipe.unet.to(device)
@@ -250,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
         seeds=options.seeds,
         resolution=options.resolution or (64 if is_builtin else 512),
         steps=options.steps,
-        guidance=options.guidance or (1.0 if is_builtin else 7.5),
+        guidance=(1.0 if is_builtin else 7.5) if options.guidance is None else options.guidance,
         clip_skip=options.clip_skip,
     )
     save_grid(images, options.out)

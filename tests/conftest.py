@@ -4,14 +4,17 @@ import contextlib
 import io
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
+# nothing may need the network, nor what an earlier download left: before the hub's library reads them
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(Path(tempfile.gettempdir()) / "pu-unlearn-tests-no-hub")}
+
 from trainer.__main__ import main
 
 ROOT = Path(__file__).parents[1]
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may need the network
 
 
 @pytest.fixture(scope="session")

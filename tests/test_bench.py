@@ -1,5 +1,6 @@
 """The bench: it times what training does, and its comparison can tell a slower side."""
 
+import re
 import time
 
 import torch
@@ -13,10 +14,11 @@ WORK = Work(SMALL, 64, 2, 1, 4, CPU)
 
 
 def test_settings_print_a_line_each(capsys):
-    words = ["--small", "--resolution", "64", "--repeat", "1", "--device", "cpu", "--settings", "plain,whole,smallest"]
-    assert bench.main(words) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["plain", "whole", "smallest"]
+    words = ["--small", "--resolution", "64", "--repeat", "1", "--device", "cpu"]
+    assert bench.main([*words, "--settings", "plain,selective,whole,smallest"]) == 0
+    *lines, compared = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["plain", "selective", "whole", "smallest"]
+    assert re.fullmatch(r"selective: \d\.\d{3} of the time of whole \(95 % upper bound \d\.\d{3}\)", compared)
     predicted = [float(line.split()[5]) for line in lines[2:]]
     assert predicted == sorted(predicted, reverse=True)
     for line in lines[2:]:

@@ -129,8 +129,9 @@ def test_a_failed_picture_at_the_end_is_only_told(trainer, digit_folders, tmp_pa
         raise RuntimeError("no kernel for this card")
 
     monkeypatch.setattr(before_after, "pictures", pictures)
-    done = trainer(*own(digit_folders, "--output-dir", tmp_path))
+    done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--sample-every", 4))
     assert done.returncode == 0, done.stderr
+    assert "no picture at step 4: no kernel for this card" in done.stdout + done.stderr
     assert "no pictures before and after could be made: no kernel for this card" in done.stdout + done.stderr
     assert (tmp_path / "pu-lora.safetensors").exists()
     assert "Before and after" not in (tmp_path / "pu-lora" / "report.html").read_text()

@@ -359,3 +359,18 @@ def test_half_precision_trains_and_makes_pictures(trainer, digit_folders, tmp_pa
     refused = trainer(*own(digit_folders, "--output-dir", tmp_path, "--precision", "fp16", "--device", "cpu"))
     assert refused.returncode == 2
     assert "--precision fp16" in refused.stderr
+
+
+@pytest.mark.parametrize(("version", "is_told"), [("None", True), ("'12.6'", False)])
+def test_a_card_that_this_torch_cannot_use(tmp_path, monkeypatch, version, is_told):
+    from trainer import libraries
+
+    (tmp_path / "version.py").write_text(f"__version__ = '2.10.0'\ncuda: Optional[str] = {version}\n")
+    spec = libraries.find_spec("json")
+    spec.origin = str(tmp_path / "__init__.py")
+    monkeypatch.setattr(libraries, "find_spec", lambda name: spec)
+    monkeypatch.setattr(libraries, "which", lambda name: "found")
+    found = libraries.torch_without_cuda()
+    assert ("built without CUDA" in found) if is_told else found is None
+    monkeypatch.setattr(libraries, "which", lambda name: None)
+    assert libraries.torch_without_cuda() is None

@@ -44,6 +44,12 @@ def paired_ratio(one: Step, two: Step, pairs: int) -> tuple[float, float]:
     return statistics.median(ratios), sorted(draws)[int(0.95 * len(draws))]
 
 
+def _compared(one: Step, two: Step, repeat: int) -> tuple[float, float]:
+    for step in (one, two):
+        step()  # to warm up
+    return paired_ratio(one, two, max(5, repeat))
+
+
 def peak_mib(step: Step, device: torch.device) -> float | None:
     """Most memory of the card during a step; None off CUDA, where only the whole process could be seen."""
     if device.type != "cuda":
@@ -91,13 +97,14 @@ def main(argv: Sequence[str]) -> int:
     print(f"{'':<12}{'s/step':>9}{'forward':>9}{'backward':>9}{'optimizer':>10}{'predicted':>11}{'measured':>10}  MiB")
     for name in wanted:
         _line(name, work, replace(start, **SETTINGS[name]), options.repeat)
+    if {"selective", "whole"} <= set(wanted):
+        one, two = (ours(work, replace(start, **SETTINGS[name])) for name in ("selective", "whole"))
+        ratio, upper = _compared(one, two, options.repeat)
+        print(f"selective: {ratio:.3f} of the time of whole (95 % upper bound {upper:.3f})")
     if options.yardstick:
         for name in ("plain", "whole"):
             found = replace(start, **SETTINGS[name])
-            pair = ours(work, found), yardstick(work, found)
-            for step in pair:
-                step()
-            ratio, upper = paired_ratio(*pair, max(5, options.repeat))
+            ratio, upper = _compared(ours(work, found), yardstick(work, found), options.repeat)
             print(f"{name}: {ratio:.3f} of the time of diffusers' recipe (95 % upper bound {upper:.3f})")
     return 0
 

@@ -159,6 +159,7 @@ CASES = {
         "--rate-images: only the built-in digits",
     ),
     "output is a file": ([*GOOD, "--output-dir", "@file"], "is a file, not a folder"),
+    "output below a file": ([*GOOD, "--output-dir", "@file/sub"], "file is a file, not a folder"),
     "fp16 on the CPU": ([*GOOD, "--precision", "fp16", "--device", "cpu"], "the CPU trains in fp32 or bf16 only"),
     "sample: no LoRA": (["sample", "--prompt", "x", "--lora", "@none"], "--lora: no file"),
     "sample: seeds": (["sample", "--prompt", "x", "--seeds", "a"], "must be like 0-15 or 3,5,8"),

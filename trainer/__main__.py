@@ -87,13 +87,16 @@ def train_command(invocation: Invocation) -> int:
     run_dir = RunDir(config.output_dir, config.name)
     console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir, is_silent=not ranks.is_first)
     _introduce(invocation, run_dir, console)
-    if invocation.is_builtin:
-        config = data.with_digits(config, ranks)
-    base, folders = _find_base(config), data.find(config)
+    base = _find_base(config)
+    if not invocation.is_builtin:
+        folders = data.find(config)  # before anything is written
     try:
         run_dir.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output-dir {config.output_dir}: cannot be written to ({error.strerror})") from None
+        raise UserError(f"--output-dir: {config.output_dir} cannot be written to ({error.strerror})") from None
+    if invocation.is_builtin:
+        config = data.with_digits(config, ranks)
+        folders = data.find(config)
     lock = locked(run_dir.root) if ranks.is_first else contextlib.nullcontext()
     with lock, contextlib.closing(console):
         _tell_found(config, folders, console)

@@ -44,9 +44,7 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
         problems.append(
             "--sensitive-prompt: needs 2 samples of each kind in a step (--batch-unlabeled, --batch-sensitive)"
         )
-    for path in (config.output_dir, config.output_dir / config.name):
-        problems += no_output_folder("--output-dir", path)
-    return problems
+    return problems + no_output_folder("--output-dir", config.output_dir / config.name)
 
 
 def differences(before: TrainConfig, now: TrainConfig, said: Collection[str], *, steps_done: int) -> list[str]:
@@ -82,10 +80,8 @@ def not_there(base: str, vae: Path | None) -> list[str]:
     return problems
 
 
-def no_output_folder(option: str, path: Path) -> list[str]:
-    """Why nothing can be written there."""
-    if path.exists() and not path.is_dir():
-        return [f"{option}: {path} is a file, not a folder"]
-    if path.exists() and not os.access(path, os.W_OK):
-        return [f"{option}: {path} cannot be written to"]
-    return []
+def no_output_folder(option: str, *paths: Path) -> list[str]:
+    """Why nothing can be written to them, each reason once."""
+    there = {next(place for place in (path, *path.absolute().parents) if place.exists()) for path in paths}
+    files = [f"{option}: {place} is a file, not a folder" for place in there if not place.is_dir()]
+    return files + [f"{option}: {place} cannot be written to" for place in there if not os.access(place, os.W_OK)]

@@ -175,9 +175,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(f'--{name}-prompt: say what the {kind} images show, such as "a photo of a man"')
     if recipe.negative_prompt and recipe.guidance == 1:
         problems.append("--negative-prompt: does nothing without guidance; raise --guidance above 1")
-    for path in (recipe.out, recipe.out / "unlabeled", recipe.out / "sensitive"):
-        problems += no_output_folder("--out", path)
-    return problems
+    return problems + no_output_folder("--out", recipe.out / "unlabeled", recipe.out / "sensitive")
 
 
 def training(recipe: Recipe) -> list[str]:

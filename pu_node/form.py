@@ -107,8 +107,9 @@ def _text(field: Mapping[str, Any], value: Any) -> str:
         raise ValueError("must be one line of text")
     if "pattern" in field and not re.match(field["pattern"], found):
         raise ValueError("must be letters, digits, spaces and _.+- only, and start with a letter, a digit or _")
-    if len(found) > field.get("maxLength", 10_000):
-        raise ValueError(f"must not be longer than {field.get('maxLength', 10_000)} characters")
+    most = field.get("maxLength", 10_000)
+    if len(found.encode()) > most:  # file systems count bytes
+        raise ValueError(f"must not be longer than {most} bytes (letters beyond a to z take two or more)")
     return found
 
 

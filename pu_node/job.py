@@ -19,6 +19,7 @@ GRACE_S = 60.0  # after Cancel: a big model needs a while to finish its micro-ba
 PHASES = {
     "keep": "making pictures of what must stay",
     "encode": "encoding images and captions",
+    "prior": "estimating how many of the unlabeled images are sensitive",
     "load": "loading the model",
     "calibrate": "measuring the base model's error",
     "train": "training",

@@ -174,12 +174,13 @@ class PUUnlearn(io.ComfyNode):
         if made is None:
             made = _train(settings)
             known.put(key, made)
-        images = [(k, host.opened(made[k])) for k in ("before", "after")]
+        images = [(k, host.opened(made[k])) for k in ("before", "after") if k in made]
+        shown = panel.side_by_side(images) if images else panel.text(["no pictures: see the report"])
         return io.NodeOutput(
             host.load_lora(made["lora"]),
             made["lora"],
             host.image(host.opened(made["curve"])),
-            host.image(panel.side_by_side(images)),
+            host.image(shown),
             Path(made["report"]).read_text(encoding="utf-8"),
         )
 
@@ -190,7 +191,7 @@ def _train(settings: dict[str, Any]) -> dict[str, str]:
 
     host.make_room()
     settings = {**settings, "sample_every": max(1, settings["steps"] // SAMPLES)}
-    progress, unlabeled, sensitive, sample, done = None, [], [], None, None
+    progress, unlabeled, sensitive, sample, warnings, done = None, [], [], None, [], None
     for event in launch.follow(launch.command([], settings), host.check):
         if event["event"] == "step":
             progress = progress or host.Progress(event["of"])
@@ -203,21 +204,17 @@ def _train(settings: dict[str, Any]) -> dict[str, str]:
             sample = Path(event["path"])
             if progress:
                 progress.show(len(unlabeled), panel.live(unlabeled, sensitive, progress.total, sample))
+        elif event["event"] == "warning":
+            warnings.append(f"warning: {event['message']}")
         elif event["event"] == "done":
             done = event
     run = Path(done["report"]).parent
     lora = host.lora_folder() / Path(done["lora"]).name
     results.write(lora, Path(done["lora"]).read_bytes())
     report = run / "summary.txt"
-    results.write(report, done["summary"].encode())
-    samples = run / "samples"
-    return {
-        "lora": str(lora),
-        "curve": str(run / "loss.png"),
-        "before": str(samples / "before.png"),
-        "after": str(samples / "after.png"),
-        "report": str(report),
-    }
+    results.write(report, "\n".join([done["summary"], *warnings]).encode())
+    pictures = {path.stem: str(path) for path in (run / "samples").glob("[ab]*.png")}  # before, after; or none
+    return {"lora": str(lora), "curve": str(run / "loss.png"), "report": str(report), **pictures}
 
 
 class PUPlan(io.ComfyNode):

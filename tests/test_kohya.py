@@ -225,3 +225,8 @@ def test_in_a_config_file(folders):
     file.write_text("noise_offset = 0.1\n")
     with pytest.raises(UserError, match="noise_offset: not offered"):
         config_of(folders, "--config", str(file))
+
+
+def test_our_own_word_later_wins():
+    assert parse(["--unet_lr", "1e-4", "--lr", "5e-5"], CONFIG).config.lr == 5e-5
+    assert parse(["--learning_rate", "1e-4", "--lr", "5e-5"], CONFIG).config.lr == 5e-5

@@ -58,8 +58,8 @@ ALLOWED = {
     "denoise": {"dataset", "diffusion", "draws", "encode"},
     "learner": {"config", "full", "lora", "lora_file", "memory", "model", "switches"},
     "loop": {"config", "dataset", "denoise", "draws", "encode", "gradient", "learner", "memory", "pu_loss", "ranks"}
-    | {"resume", "switches"},
-    "resume": {"config", "encode", "switches"},
+    | {"switches"},
+    "resume": {"config", "dataset", "encode", "model", "switches"},
     "merge": {"checkpoint", "libraries", "model"},
     "save": {"__init__", "builtin", "config", "dataset", "loop", "lora", "lora_file", "merge", "model", "run_dir"}
     | {"switches"},

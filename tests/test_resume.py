@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from test_run import own
 
 from trainer import denoise, plan, resume
 from trainer.config import TrainConfig
+from trainer.estimate import Estimate
 from trainer.files import replacing
 from trainer.model import Base
 from trainer.run_dir import RunDir
@@ -82,17 +84,61 @@ def test_settings_changed_by_hand_are_refused(trainer, broken):
     assert re.search(r"not the run that was begun: --lr was [0-9.e-]+, is 0\.5", refused.stderr), refused.stderr
 
 
-def test_other_images_are_refused(trainer, digit_folders, broken):
-    path = sorted(digit_folders["unlabeled"].glob("*.png"))[0]
-    before = path.read_bytes()
-    try:
-        Image.new("RGB", (64, 64), "red").save(path)
-        refused = trainer("--resume", "--name", "pu-lora", "--output-dir", broken)
-        assert refused.returncode == 2
-        assert "the images, or the model that encodes them, are others" in refused.stderr
-    finally:
-        path.write_bytes(before)
-    assert trainer("--resume", "--name", "pu-lora", "--output-dir", broken).returncode == 0
+@pytest.fixture
+def own_folders(digit_folders, tmp_path):
+    """Folders that may be changed."""
+    return {kind: Path(shutil.copytree(digit_folders[kind], tmp_path / kind)) for kind in ("unlabeled", "sensitive")}
+
+
+CHANGES = {
+    "another picture": lambda u, s: Image.new("RGB", (64, 64), "red").save(sorted(u.glob("*.png"))[0]),
+    "from one folder to the other": lambda u, s: sorted(u.glob("*.png"))[0].rename(s / "zz.png"),
+    "another order": lambda u, s: sorted(u.glob("*.png"))[0].rename(u / "zz.png"),
+    "a caption": lambda u, s: sorted(u.glob("*.png"))[0].with_suffix(".txt").write_text("something else"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_data_are_refused(trainer, own_folders, tmp_path, change):
+    out = tmp_path / "out"
+    done = trainer(*own(own_folders, "--output-dir", out, "--steps", 2))
+    assert done.returncode == 0, done.stderr
+    CHANGES[change](*own_folders.values())
+    refused = trainer("--resume", "--name", "pu-lora", "--output-dir", out, "--steps", 4)
+    assert refused.returncode == 2
+    assert "the model or the images, their names, captions or folders are others" in refused.stderr
+
+
+def test_the_same_data_may_lie_elsewhere(trainer, own_folders, tmp_path):
+    """Folders and output are moved, and named anew."""
+    done = trainer(*own(own_folders, "--output-dir", tmp_path / "out", "--steps", 2))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "out").rename(tmp_path / "moved")
+    words = ["--resume", "--output-dir", tmp_path / "moved", "--name", "pu-lora", "--steps", 4]
+    for kind, folder in own_folders.items():
+        words += [f"--{kind}", folder.rename(tmp_path / f"{kind} elsewhere")]
+    done = trainer(*words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_preset_says_nothing_of_number_formats(trainer, digit_folders, tmp_path):
+    done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--steps", 2, "--weights", "bf16"))
+    assert done.returncode == 0, done.stderr
+    words = ["--resume", "--name", "pu-lora", "--output-dir", tmp_path, "--steps", 3]
+    done = trainer(*words, "--lowvram")
+    assert done.returncode == 0, done.stderr
+    refused = trainer(*words, "--weights", "fp8")
+    assert refused.returncode == 2
+    assert "--weights: this run was started with bf16, not fp8" in refused.stderr
+
+
+def test_a_state_that_does_not_say_of_what(trainer, broken):
+    run = RunDir(broken, "pu-lora")
+    state = run.load_state()
+    run.save_state(3, {key: value for key, value in state.items() if key != "run"})
+    refused = trainer("--resume", "--name", "pu-lora", "--output-dir", broken)
+    assert refused.returncode == 2
+    assert "saved by an older version" in refused.stderr
 
 
 def test_number_formats_stay_what_they_were():
@@ -107,7 +153,7 @@ def test_number_formats_stay_what_they_were():
     assert resume.with_formats(config, None, torch.device("cuda")) == config
 
 
-def test_advice_knows_how_far_it_came(digit_folders):
+def test_advice_knows_how_far_it_came(monkeypatch):
     from trainer.builtin import MODEL
 
     config, base = TrainConfig(base=str(MODEL), resolution=64), Base(MODEL)
@@ -120,6 +166,10 @@ def test_advice_knows_how_far_it_came(digit_folders):
     assert "while images were encoded" in plan.advice(config, base, [planned, encoding])
     training = {"event": "phase", "name": "train", **frugal, "micro_batch": 8}
     assert "--micro-batch 1" in plan.advice(config, base, [planned, encoding, training])
+    monkeypatch.setattr(plan, "predict", lambda shape, found: Estimate(0, 0, 1 if found.weights == "fp8" else 9))
+    plain = {**training, "weights": "fp32"}
+    assert "--weights fp8" in plan.advice(config, base, [plain])
+    assert "--weights fp8" not in plan.advice(config, base, [plain, {"event": "step"}])  # a resume keeps its formats
 
 
 def test_a_failed_picture_at_the_end_is_only_told(trainer, digit_folders, tmp_path, monkeypatch):

@@ -112,7 +112,8 @@ def parse(
     defaults = read_toml(builtin_config, problems) if is_builtin else {}
     merged = {**defaults, **own}
     if flags.get("resume"):
-        merged = _continue(merged, own, problems)
+        said = {k: v for k, v in own.items() if k in from_file or k in given or k in FREE_ON_RESUME}
+        merged = _continue(merged, said, problems)  # a preset has no say in what must not change
         is_builtin = merged.get("base", BUILTIN) == BUILTIN and not {"unlabeled", "sensitive", "data"} & merged.keys()
     try:
         config = TrainConfig(**merged)
@@ -189,6 +190,8 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
         problems.append(f"--resume: {where} holds no interrupted run. Give the --name and --output-dir it had.")
         return merged
     saved = {**read_toml(folder / "config.toml", problems), "name": folder.name, "output_dir": output}
+    if "data" in own:  # stands for both
+        saved = {k: v for k, v in saved.items() if k not in ("unlabeled", "sensitive")}
     try:
         before, now = TrainConfig(**saved), TrainConfig(**{**saved, **own})
     except ValidationError as error:

@@ -177,6 +177,11 @@ PRESETS = {
 
 # May differ between a run and its continuation: where it computes, how long and what it shows, not what it learns.
 FREE_ON_RESUME = {
+    "base",  # paths may: what lies there is compared
+    "vae",
+    "unlabeled",
+    "sensitive",
+    "data",
     "steps",  # the cosine goes on as if it had been meant to be this long
     "device",
     "vram_budget",

@@ -55,11 +55,6 @@ class Encoded:
     latent_keys: dict[tuple[Path, View], str]
     text_keys: dict[str, str]
 
-    @property
-    def digest(self) -> str:
-        """Of all images, and of the model that encodes them: of nothing that a place on the disk decides."""
-        return hashlib.sha256("".join(sorted(self.latent_keys.values())).encode()).hexdigest()
-
     def latents(self, path: Path, view: View) -> Tensor:
         """[4, height / 8, width / 8] fp32, scaled as the U-Net wants them."""
         return self.store.get(self.latent_keys[path, view])

@@ -15,9 +15,8 @@ from filelock import FileLock, Timeout
 
 from .errors import UserError
 
-# Full, too full for this user, too small for this file (FAT), not to be written to, or no such name there.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-DISK += (errno.ENAMETOOLONG, errno.ENOTDIR)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # also for this user, or for a file of that size (FAT)
+DISK = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
@@ -53,17 +52,14 @@ def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
 
 def raise_for(target: Path, error: Exception, folder: Path) -> None:
     """Raises: OSError with target as its file, if error is the system's, about what was written in folder for it."""
-    if number := _number(error, folder):
-        raise OSError(number, os.strerror(number), str(target)) from error
-
-
-def _number(error: Exception, folder: Path) -> int | None:
-    """The system's number of an error in folder, also behind one of safetensors, which is written in Rust."""
     if isinstance(error, OSError):
-        is_here = error.filename is None or str(error.filename).startswith(str(folder))
-        return error.errno if is_here else None
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+        if error.filename is None or str(error.filename).startswith(str(folder)):
+            raise OSError(error.errno, error.strerror, str(target)) from error
+    elif found := re.search(r"([^:]*) \(os error (\d+)\)", str(error)):  # of safetensors, which is written in Rust
+        text, number = found[1].strip(), int(found[2])
+        # Windows has numbers of its own, which Python translates when it gets them in their place
+        windows = (number,) if os.name == "nt" else ()
+        raise OSError(number, text, str(target), *windows) from error
 
 
 def write_text(target: Path, text: str) -> None:
@@ -75,7 +71,8 @@ def unwritable(error: BaseException) -> str | None:
     """What to say of an error that is the disk's (full, or not ours to write to); None of any other."""
     if not isinstance(error, OSError) or error.errno not in DISK:
         return None
-    return f"cannot write {error.filename or 'to the disk'}: {error.strerror}"
+    verb = "write" if error.errno in FULL else "read or write"
+    return f"cannot {verb} {error.filename or 'to the disk'}: {error.strerror}"
 
 
 def sha256(path: Path) -> str:

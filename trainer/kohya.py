@@ -35,7 +35,7 @@ MEANS: dict[str, tuple[str, str | bool | None]] = {
     "config_file": ("config", None),
 }
 
-LAST = "unet_lr"  # wins over learning_rate, whatever their order, as it does there
+BEATEN = {"learning_rate": "unet_lr"}  # the second wins there, whatever their order
 
 # flags whose values kohya spells differently, and with capitals
 VALUES: dict[str, dict[str, str]] = {
@@ -156,9 +156,10 @@ FLAGS = MEANS.keys() | VALUES.keys() | ANYWAY.keys() | REFUSED.keys()
 
 
 def flat(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """A TOML file's settings, LAST at the end. kohya's files may put them into sections, whose names mean nothing."""
+    """A TOML file's settings. kohya's files may put them into sections, whose names mean nothing."""
     parts = [value if isinstance(value, dict) else {key: value} for key, value in table.items()]
-    return sorted((item for part in parts for item in part.items()), key=lambda item: item[0] == LAST)
+    names = {name for part in parts for name in part}
+    return [(key, value) for part in parts for key, value in part.items() if BEATEN.get(key) not in names]
 
 
 def translate(argv: Sequence[str], problems: list[str]) -> list[str]:
@@ -166,7 +167,8 @@ def translate(argv: Sequence[str], problems: list[str]) -> list[str]:
 
     Args: problems: gets one sentence for each refused flag.
     """
-    words, last, rest = [], [], list(argv)
+    words, rest = [], list(argv)
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     while rest:
         word = rest.pop(0)
         given, equals, value = word.partition("=")
@@ -177,8 +179,8 @@ def translate(argv: Sequence[str], problems: list[str]) -> list[str]:
             words.append(f"--{flag.replace('_', '-')}{equals}{value}")
         else:
             found = take(flag, value if equals else _following(flag, rest), given, problems)
-            (last if flag == LAST else words).extend(_option(*found) if found else [])
-    return words + last
+            words += _option(*found) if found and BEATEN.get(flag) not in names else []
+    return words
 
 
 def take(flag: str, value: Any, where: str, problems: list[str]) -> tuple[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import draws, gradient, memory, pu_loss, resume
+from . import draws, gradient, memory, pu_loss
 from .config import TrainConfig
 from .dataset import PLAIN, Folders
 from .denoise import Denoiser, Scale, calibrate, importance, probe
@@ -234,7 +234,6 @@ class Loop:
             **self.learner.state(),
             "first_probe": self.first_probe,
             "base_error": self.scale.base_error,
-            "run": resume.record(self.config, self.denoiser.encoded, self.switches, self.device),
         }
 
     def restore(self, state: dict[str, Any]) -> None:

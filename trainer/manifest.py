@@ -1,7 +1,7 @@
 """A folder that `make-data` fills: how each image was made stands in its PNG, and for all of them in manifest.jsonl."""
 
 import json
-import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,6 @@ from .files import replacing, write_text
 from .recipe import KINDS, MOST, WORDS, Image, Recipe, image
 
 KEY = "pu_unlearn"  # of the PNG's text
-UNFINISHED = re.compile(r"\.\d{5}\.png\..+\.png")  # what files.replacing leaves behind when the power goes
 SAME = ("negative_prompt", "resolution", "steps", "guidance", "sampler", "clip_skip", "prediction_type")
 
 Record = dict[str, Any]
@@ -75,8 +74,8 @@ def _changed(record: Record, now: Record) -> list[str]:
 def _pictures(out: Path) -> Iterator[Path]:
     for folder in (out / "unlabeled", out / "sensitive"):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if UNFINISHED.fullmatch(path.name):
-                path.unlink()
+            if path.name.startswith(".") and path.is_dir():  # of files.replacing, when the power went
+                shutil.rmtree(path)
             elif path.suffix.lower() in SUFFIXES:
                 yield path
 

@@ -119,7 +119,8 @@ def advice(config: TrainConfig, base: Base, events: Sequence[Mapping[str, Any]])
         "--checkpointing all": replace(now, checkpointing=units),
     }
     if config.network == "lora":
-        savings["--weights fp8"] = replace(now, weights="fp8")
+        if not any(e["event"] == "step" for e in events):  # a resumed run must keep its number formats
+            savings["--weights fp8"] = replace(now, weights="fp8")
         savings["--offload all"] = replace(now, offload=blocks)
     after = {words: predict(shape, found).total for words, found in savings.items() if found != now}
     if not after or min(after.values()) > 0.99 * before:

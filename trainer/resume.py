@@ -1,24 +1,43 @@
-"""What a resumed run must share with the run it continues: settings, images, number formats."""
+"""What a resumed run must share with the run it continues: settings, images, captions, model, number formats."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from . import model
 from .config import FREE_ON_RESUME, TrainConfig
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
+    from .dataset import Folders
     from .encode import Encoded
+    from .model import Base
     from .switches import Switches
 
 
-def record(config: TrainConfig, encoded: Encoded, switches: Switches, device: torch.device) -> dict[str, Any]:
-    """What a state keeps of its run, as JSON values."""
+def digest(folders: Folders, encoded: Encoded, base: Base) -> str:
+    """Of all that is learned from, in its order, and of the model: of no place on the disk."""
+    latents: dict[Path, list[str]] = defaultdict(list)
+    for (path, _), key in encoded.latent_keys.items():
+        latents[path].append(key)
+    parts = [model.part_hash(base, "unet")]
+    for kind in ("unlabeled", "sensitive", "held_out"):
+        for sample in getattr(folders, kind):
+            parts += [kind, *latents[sample.path], encoded.text_keys[sample.caption] if sample.caption else ""]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def record(config: TrainConfig, data: str, switches: Switches, device: torch.device) -> dict[str, Any]:
+    """What a state keeps of its run, as JSON values. Args: data: its `digest`."""
     return {
         "settings": config.model_dump(mode="json"),
-        "images": encoded.digest,
+        "data": data,
         "formats": {"device": device.type, "precision": switches.precision, "weights": switches.weights},
     }
 
@@ -29,21 +48,24 @@ def with_formats(config: TrainConfig, state: dict[str, Any] | None, device: torc
     Left to "auto" they could come out otherwise, where less memory is free now: the calibration would be another
     model's.
     """
-    if state is None or state["run"]["formats"]["device"] != device.type:
+    formats = state["run"]["formats"] if state and "run" in state else {}
+    if formats.get("device") != device.type:
         return config
     names = [name for name in ("precision", "weights") if getattr(config, name) == "auto"]
-    return config.model_copy(update={name: state["run"]["formats"][name] for name in names})
+    return config.model_copy(update={name: formats[name] for name in names})
 
 
-def check(state: dict[str, Any], config: TrainConfig, encoded: Encoded) -> None:
+def check(state: dict[str, Any], config: TrainConfig, data: str) -> None:
     """Raises: UserError with the list of differences, if this is not the run that state was taken from."""
+    if "run" not in state:
+        raise UserError("--resume: its state was saved by an older version, which did not say of what. Train it anew.")
     before, now = state["run"]["settings"], config.model_dump(mode="json")
     changed = [
         f"--{name.replace('_', '-')} was {before[name]}, is {now[name]}"
         for name in before.keys() & now.keys() - FREE_ON_RESUME
         if before[name] != now[name]
     ]
-    if state["run"]["images"] != encoded.digest:
-        changed.append("the images, or the model that encodes them, are others")
+    if state["run"]["data"] != data:
+        changed.append("the model or the images, their names, captions or folders are others")
     if changed:
         raise UserError(f"--resume: not the run that was begun: {'; '.join(sorted(changed))}")

@@ -114,12 +114,14 @@ def _decode(pipe: Any, latents: Any) -> np.ndarray:
 
     Then the VAE goes back to the CPU. It takes more than a frugal training does: 1.1 GiB for 512 px.
     """
-    import torch
+    from .memory import is_out_of_memory
 
     latents = latents / pipe.vae.config.scaling_factor
     try:
         images = pipe.vae.to(latents.device).decode(latents).sample
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         images = None  # not here: what failed is held as long as the exception is
     pipe.vae.to("cpu")
     if images is None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from .config import TrainConfig, to_toml
 from .dataset import Folders
 from .draws import views
 from .encode import Encoded, encode
-from .errors import NonFinite, Stopped
+from .errors import NonFinite, Stopped, UserError
 from .keep import kept_samples
 from .learner import Learner, whole, with_lora
 from .loop import Loop
@@ -69,6 +70,8 @@ def run(
     started = time.time()
     device = memory.choose_device(config.device, is_alone=ranks.world == 1)
     state = run_dir.load_state() if is_resume else None
+    if len(set(ranks.all(f"{run_dir.name} {state['progress']['step']}" if state else ""))) > 1:
+        raise UserError("--resume: the processes found different states. Give --name, and the same folder to all.")
     switches = _choose_switches(resume.with_formats(config, state, device), base, device, ranks, emit)
     if config.keep_prompts:
         emit("phase", name="keep")
@@ -80,8 +83,10 @@ def run(
     encoded = _encode(config, base, folders, run_dir, ranks, device, emit, check)
     if config.prior == "auto":
         config = _with_prior(config, base, folders, run_dir, ranks, device, switches, emit, check)
+    data = resume.digest(folders, encoded, base)
     if state:
-        resume.check(state, config, encoded)
+        resume.check(state, config, data)
+    of = resume.record(config, data, switches, device)
     loop = _load(config, base, folders, encoded, ranks, device, switches, emit, check)
     if state:
         loop.restore(state)
@@ -97,7 +102,7 @@ def run(
             emit("step", **asdict(report))
             every = config.save_state_every or max(1, config.steps // CHECKPOINTS)
             if report.step % every == 0 or report.step == config.steps:
-                rises = _checkpoint(loop, run_dir, ranks, emit)
+                rises = _checkpoint(loop, of, run_dir, ranks, emit)
             if (
                 ranks.is_first
                 and config.sample_every
@@ -110,7 +115,7 @@ def run(
     except (Stopped, Exception) as error:
         is_known = isinstance(error, Stopped | NonFinite) or memory.is_out_of_memory(error)
         if is_known and loop.progress.step and loop.learner.is_whole and ranks.is_first:
-            run_dir.save_state(loop.progress.step, loop.state(), keep=config.keep_states)
+            _save_state(loop, of, run_dir)
             save_result(config, base, folders, run_dir, loop, report, started)
         raise
     rises = rises or loop.rises()  # a run that was resumed behind its last step; as long as the cache is there
@@ -138,7 +143,7 @@ def _with_prior(
     emit("phase", name="prior")
     value, lines = None, []
     if ranks.is_first:
-        progress = partial(_encoding, emit, check)
+        progress = partial(_told, emit, check, "prior")
         value, lines = prior.settle(config, base, folders, run_dir.cache, switches, device=device, progress=progress)
     config = config.model_copy(update={"prior": ranks.agree(value)})
     for line in lines:
@@ -148,9 +153,9 @@ def _with_prior(
     return config
 
 
-def _encoding(emit: Emit, check: Callable[[], None], what: str, done: int, of: int) -> None:
+def _told(emit: Emit, check: Callable[[], None], phase: str, what: str, done: int, of: int) -> None:
     check()
-    emit("phase", name="encode", what=what, done=done, total=of)
+    emit("phase", name=phase, what=what, done=done, total=of)
 
 
 def _encode(
@@ -175,7 +180,7 @@ def _encode(
         clip_skip=config.clip_skip,
         device=device,
         ranks=ranks,
-        progress=partial(_encoding, emit, check),
+        progress=partial(_told, emit, check, "encode"),
     )
 
 
@@ -216,11 +221,15 @@ def _choose_switches(config: TrainConfig, base: Base, device: torch.device, rank
     return found
 
 
-def _checkpoint(loop: Loop, run_dir: RunDir, ranks: Ranks, emit: Emit) -> dict[str, float]:
+def _save_state(loop: Loop, of: dict[str, Any], run_dir: RunDir) -> None:
+    run_dir.save_state(loop.progress.step, {**loop.state(), "run": of}, keep=loop.config.keep_states)
+
+
+def _checkpoint(loop: Loop, of: dict[str, Any], run_dir: RunDir, ranks: Ranks, emit: Emit) -> dict[str, float]:
     """Save the state, and look whether unlearning carries over to sensitive images it has not seen."""
     rises = loop.rises()
     if ranks.is_first:
-        run_dir.save_state(loop.progress.step, loop.state(), keep=loop.config.keep_states)
+        _save_state(loop, of, run_dir)
     emit("checkpoint", step=loop.progress.step, of=loop.config.steps, rises=rises)
     return rises
 

@@ -45,6 +45,7 @@ COMMANDS = {  # beside training: module and function, imported when asked for
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: an exit code of `errors`."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
     try:
         if argv and argv[0] == "plan":
             parse(argv[1:], CONFIG, needs_images=False)  # before the slow import
@@ -134,7 +135,6 @@ def _train(
     is_resume: bool,
 ) -> int:
     with stoppable() as check:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
         # after the handler is in place: the import takes seconds, in which Ctrl-C must be heard
         from . import before_after, report, save, train
 

@@ -155,28 +155,28 @@ def _load(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Mo
     """A diffusers model from its folder or from a single file, frozen."""
     with quiet():
         try:
-            found = (_from_folder if place.is_dir() else _from_file)(kind, place, part, dtype)
-        except (NotImplementedError, KeyError, ValueError) as error:  # weights left without a value, or misshapen
-            reason = (str(error).strip() or repr(error)).splitlines()[0].split(". If you want")[0]
-            raise UserError(f"{place}: the {part} has weights missing or misshapen ({reason})") from None
+            found, missing = (_from_folder if place.is_dir() else _from_file)(kind, place, part, dtype)
+        except (NotImplementedError, KeyError, ValueError) as error:  # of diffusers: left without a value, misshapen
+            missing = [(str(error).strip() or repr(error)).splitlines()[0].split(". If you want")[0]]
+    if missing:
+        raise UserError(f"{place}: the {part} has weights missing or misshapen ({missing[0]})")
     return found.requires_grad_(False).eval()
 
 
-def _from_folder(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
+def _from_folder(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
+    """Returns: (model, names of weights that are not there: diffusers goes on with random ones)."""
     variant = "fp16" if weights_file(place, WEIGHTS[part]).name.endswith(".fp16.safetensors") else None
     how = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
     found, told = kind.from_pretrained(place, output_loading_info=True, **how)
-    if told["missing_keys"]:  # diffusers would go on with random ones
-        raise KeyError(told["missing_keys"][0])
-    return found
+    return found, sorted(told["missing_keys"])
 
 
-def _from_file(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
+def _from_file(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
     state = checkpoint.tensors(place, part)
     config = checkpoint.part_config(checkpoint.shapes_of(state), part)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        return kind.from_single_file(state, config=folder, torch_dtype=dtype, local_files_only=True)
+        return kind.from_single_file(state, config=folder, torch_dtype=dtype, local_files_only=True), []  # it complains itself
 
 
 def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Module]:

@@ -176,7 +176,7 @@ def _from_file(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[
     config = checkpoint.part_config(checkpoint.shapes_of(state), part)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        return kind.from_single_file(state, config=folder, torch_dtype=dtype, local_files_only=True), []  # it complains itself
+        return kind.from_single_file(state, config=folder, torch_dtype=dtype, local_files_only=True), []
 
 
 def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Module]:

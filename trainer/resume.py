@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .model import Base
     from .switches import Switches
 
+OTHER = "--resume: not the run that was begun"
+
 
 def digest(folders: Folders, encoded: Encoded, base: Base) -> str:
     """Of all that is learned from, in its order, and of the model: of no place on the disk."""
@@ -48,15 +50,15 @@ def with_formats(config: TrainConfig, state: dict[str, Any] | None, device: torc
     Left to "auto" they could come out otherwise, where less memory is free now: the calibration would be another
     model's.
     """
-    formats = state["run"]["formats"] if state and "run" in state else {}
+    formats = state["run"]["formats"] if state else {}
     if formats.get("device") != device.type:
         return config
     names = [name for name in ("precision", "weights") if getattr(config, name) == "auto"]
     return config.model_copy(update={name: formats[name] for name in names})
 
 
-def check(state: dict[str, Any], config: TrainConfig, data: str) -> None:
-    """Raises: UserError with the list of differences, if this is not the run that state was taken from."""
+def check_settings(state: dict[str, Any], config: TrainConfig) -> None:
+    """Raises: UserError with the list of differences, if state was taken from a run with other settings."""
     if "run" not in state:
         raise UserError("--resume: its state was saved by an older version, which did not say of what. Train it anew.")
     before, now = state["run"]["settings"], config.model_dump(mode="json")
@@ -65,7 +67,11 @@ def check(state: dict[str, Any], config: TrainConfig, data: str) -> None:
         for name in before.keys() & now.keys() - FREE_ON_RESUME
         if before[name] != now[name]
     ]
-    if state["run"]["data"] != data:
-        changed.append("the model or the images, their names, captions or folders are others")
     if changed:
-        raise UserError(f"--resume: not the run that was begun: {'; '.join(sorted(changed))}")
+        raise UserError(f"{OTHER}: {'; '.join(sorted(changed))}")
+
+
+def check_data(state: dict[str, Any], data: str) -> None:
+    """Raises: UserError if state was taken from a run on other images, or another model. Args: data: their `digest`."""
+    if state["run"]["data"] != data:
+        raise UserError(f"{OTHER}: the model or the images, their names, captions or folders are others")

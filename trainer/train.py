@@ -72,6 +72,8 @@ def run(
     state = run_dir.load_state() if is_resume else None
     if len(set(ranks.all(f"{run_dir.name} {state['progress']['step']}" if state else ""))) > 1:
         raise UserError("--resume: the processes found different states. Give --name, and the same folder to all.")
+    if state:
+        resume.check_settings(state, config)
     switches = _choose_switches(resume.with_formats(config, state, device), base, device, ranks, emit)
     if config.keep_prompts:
         emit("phase", name="keep")
@@ -85,7 +87,7 @@ def run(
         config = _with_prior(config, base, folders, run_dir, ranks, device, switches, emit, check)
     data = resume.digest(folders, encoded, base)
     if state:
-        resume.check(state, config, data)
+        resume.check_data(state, data)
     of = resume.record(config, data, switches, device)
     loop = _load(config, base, folders, encoded, ranks, device, switches, emit, check)
     if state:

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import panel
+from . import drawing
 
 CATEGORY = "PU Unlearn"
 FROM_INPUT = "[from input]"
@@ -58,11 +58,11 @@ def _weights(lora: dict[str, Any] | None, name: str) -> dict[str, Any]:
     if name != FROM_INPUT:
         import folder_paths
 
-        from . import host
+        from . import comfy_host
 
         if name not in folder_paths.get_filename_list("loras"):
             raise ValueError(f"lora_name: {name!r} is not in the list of LoRAs")
-        return host.load_lora(folder_paths.get_full_path_or_raise("loras", name))
+        return comfy_host.load_lora(folder_paths.get_full_path_or_raise("loras", name))
     if lora is None:
         raise ValueError("lora: connect PU Unlearn, or choose a file as lora_name")
     return lora
@@ -115,17 +115,18 @@ class PUCompare(io.ComfyNode):
     def execute(
         cls, before, after, clip, vae, prompt, first_seed, count, width, height, steps, cfg, sampler, scheduler
     ) -> io.NodeOutput:
-        from . import host
+        from . import comfy_host
 
         def made(model: Any, seed: int) -> Any:
-            return host.picture(_sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler))
+            latents = _sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler)
+            return comfy_host.picture(latents)
 
         seeds = range(first_seed, first_seed + count)
         rows = [
-            panel.side_by_side([(f"seed {seed}: before", made(before, seed)), ("after", made(after, seed))])
+            drawing.side_by_side([(f"seed {seed}: before", made(before, seed)), ("after", made(after, seed))])
             for seed in seeds
         ]
-        return io.NodeOutput(host.image(panel.stacked(rows)))
+        return io.NodeOutput(comfy_host.image(drawing.stacked(rows)))
 
 
 def _sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler) -> Any:

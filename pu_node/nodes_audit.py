@@ -32,22 +32,22 @@ class PUAudit(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint) -> bool | str:
-        from . import host
+        from . import comfy_host
 
-        return host.refusal(lambda: host.checkpoint(checkpoint))
+        return comfy_host.refusal(lambda: comfy_host.checkpoint(checkpoint))
 
     @classmethod
     def execute(cls, checkpoint, top, dataset=None) -> io.NodeOutput:
-        from . import host
+        from . import comfy_host
 
-        base = host.checkpoint(checkpoint)
+        base = comfy_host.checkpoint(checkpoint)
         if base is not None and dataset is None:
             raise ValueError("dataset: connect a PU Dataset; only the built-in demo brings its own images")
-        settings = {"top": top, "name": "pu", "output_dir": str(host.output_root())}
+        settings = {"top": top, "name": "pu", "output_dir": str(comfy_host.output_root())}
         if base is not None:
             settings |= {**dataset, "base": str(base)}
         elif dataset and "base" in dataset:  # made by the demo, see PUMakeData
             settings |= dataset
-        host.make_room()
-        found = host.answer("audit", settings)
-        return io.NodeOutput(host.image(host.opened(found["sheet"])), found["text"], found["prior"])
+        comfy_host.make_room()
+        found = comfy_host.answer("audit", settings)
+        return io.NodeOutput(comfy_host.image(comfy_host.opened(found["sheet"])), found["text"], found["prior"])

@@ -37,9 +37,9 @@ class PUCompareRuns(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, runs) -> bool | str:
-        from . import host
+        from . import comfy_host
 
-        return host.refusal(lambda: _names(runs))
+        return comfy_host.refusal(lambda: _names(runs))
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> float:
@@ -47,19 +47,19 @@ class PUCompareRuns(io.ComfyNode):
 
     @classmethod
     def execute(cls, runs, path=None) -> io.NodeOutput:
-        from . import host
+        from . import comfy_host
 
-        root = host.output_root()
+        root = comfy_host.output_root()
         folders = [str(folder) for folder in _folders(root, runs)]
-        found = host.answer("compare", {"out": str(root / "compare.html")}, folders)
-        return io.NodeOutput(host.image(host.opened(found["picture"])), found["text"])
+        found = comfy_host.answer("compare", {"out": str(root / "compare.html")}, folders)
+        return io.NodeOutput(comfy_host.image(comfy_host.opened(found["picture"])), found["text"])
 
 
 def _names(runs: str) -> list[str]:
     """Raises: ValueError for a name that leads elsewhere."""
-    from . import host
+    from . import comfy_host
 
-    return [host.safe_name(name) for name in runs.split("|") if name.strip()]
+    return [comfy_host.safe_name(name) for name in runs.split("|") if name.strip()]
 
 
 def _folders(root: Path, runs: str) -> list[Path]:

@@ -15,7 +15,7 @@ class PUEvaluate(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
-        from .host import input_folders
+        from .comfy_host import input_folders
 
         return io.Schema(
             node_id="PUEvaluate",
@@ -53,38 +53,38 @@ class PUEvaluate(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint, lora_name, labeled) -> bool | str:
-        from . import host
+        from . import comfy_host
 
         def look() -> None:
-            host.checkpoint(checkpoint)
+            comfy_host.checkpoint(checkpoint)
             if labeled != NO_LABELED:
-                host.input_folder(labeled)
+                comfy_host.input_folder(labeled)
             if lora_name != FROM_INPUT:
-                host.lora_file(lora_name)
+                comfy_host.lora_file(lora_name)
 
-        return host.refusal(look)
+        return comfy_host.refusal(look)
 
     @classmethod
     def execute(
         cls, checkpoint, lora_name, prompt, pictures, resolution, labeled, retain_prompts, path=None
     ) -> io.NodeOutput:
-        from . import host
+        from . import comfy_host
 
         if lora_name == FROM_INPUT and path is None:
             raise ValueError("path: connect PU Unlearn, or choose a file as lora_name")
-        base = host.checkpoint(checkpoint)
-        lora = host.lora_file(path if lora_name == FROM_INPUT else lora_name)
+        base = comfy_host.checkpoint(checkpoint)
+        lora = comfy_host.lora_file(path if lora_name == FROM_INPUT else lora_name)
         settings = {
             "base": None if base is None else str(base),
             "lora": str(lora),
             "prompt": prompt or None,
             "n": pictures,
             "resolution": resolution,
-            "labeled": None if labeled == NO_LABELED else str(host.input_folder(labeled)),
+            "labeled": None if labeled == NO_LABELED else str(comfy_host.input_folder(labeled)),
             "retain_prompts": retain_prompts or None,
-            "out": str(host.output_root() / f"{lora.stem}-evaluate"),
+            "out": str(comfy_host.output_root() / f"{lora.stem}-evaluate"),
         }
-        host.make_room()
-        found = host.answer("evaluate", settings)
+        comfy_host.make_room()
+        found = comfy_host.answer("evaluate", settings)
         rates = [found[kind]["rate"] if kind in found else -1.0 for kind in ("before", "after")]
-        return io.NodeOutput(host.image(host.opened(found["picture"])), found["text"], *rates)
+        return io.NodeOutput(comfy_host.image(comfy_host.opened(found["picture"])), found["text"], *rates)

@@ -67,21 +67,21 @@ class PUMakeData(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint, folder) -> bool | str:
-        from . import host
+        from . import comfy_host
 
-        return host.refusal(lambda: (host.checkpoint(checkpoint), host.new_input_folder(folder)))
+        return comfy_host.refusal(lambda: (comfy_host.checkpoint(checkpoint), comfy_host.new_input_folder(folder)))
 
     @classmethod
     def execute(cls, checkpoint, folder, resolution, guidance, **settings: Any) -> io.NodeOutput:
-        from . import host
+        from . import comfy_host
 
-        base = host.checkpoint(checkpoint)
+        base = comfy_host.checkpoint(checkpoint)
         settings = {name: None if value == "" else value for name, value in settings.items()}
-        settings |= {"out": str(host.new_input_folder(folder))}
+        settings |= {"out": str(comfy_host.new_input_folder(folder))}
         if base is not None:  # the demo has a size and a guidance of its own
             settings |= {"base": str(base), "resolution": resolution, "guidance": guidance}
-        host.make_room()
-        done = host.answer("make-data", settings)
+        comfy_host.make_room()
+        done = comfy_host.answer("make-data", settings)
         dataset = {
             **{name: done[name] for name in ("unlabeled", "sensitive", "prompt", "resolution")},
             "sensitive_prompt": None,
@@ -89,4 +89,4 @@ class PUMakeData(io.ComfyNode):
         }
         if base is None:
             dataset["base"] = "builtin"  # so that the demo trains on these instead of its own
-        return io.NodeOutput(dataset, host.image(host.opened(done["sheet"])), done["text"], done["prior"])
+        return io.NodeOutput(dataset, comfy_host.image(comfy_host.opened(done["sheet"])), done["text"], done["prior"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import launch, panel, results, widgets
+from . import drawing, launch, result_cache, widgets
 from .widgets import DEMO, PRESETS
 
 CATEGORY = "PU Unlearn"
@@ -32,7 +32,7 @@ def checkpoints() -> list[str]:
 class PUDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .host import input_folders
+        from .comfy_host import input_folders
 
         folders = input_folders() or ["[no subfolder in ComfyUI/input]"]
         return io.Schema(
@@ -58,17 +58,17 @@ class PUDataset(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, unlabeled, sensitive) -> bool | str:
         # ComfyUI 0.3 holds no combo of a V3 node against its options
-        from . import host
+        from . import comfy_host
 
-        return host.refusal(lambda: [host.input_folder(name) for name in (unlabeled, sensitive)])
+        return comfy_host.refusal(lambda: [comfy_host.input_folder(name) for name in (unlabeled, sensitive)])
 
     @classmethod
     def execute(cls, unlabeled, sensitive, prompt, sensitive_prompt, resolution, skip_bad_images) -> io.NodeOutput:
-        from . import host
+        from . import comfy_host
 
         dataset = {
-            "unlabeled": str(host.input_folder(unlabeled)),
-            "sensitive": str(host.input_folder(sensitive)),
+            "unlabeled": str(comfy_host.input_folder(unlabeled)),
+            "sensitive": str(comfy_host.input_folder(sensitive)),
             "prompt": prompt or None,
             "sensitive_prompt": sensitive_prompt or None,
             "resolution": resolution,
@@ -77,8 +77,8 @@ class PUDataset(io.ComfyNode):
         with tempfile.TemporaryDirectory() as folder:
             sheet = Path(folder) / "sheet.png"
             arguments = launch.command(["data"], {**dataset, "base": "builtin", "sheet": str(sheet)})
-            found = [e for e in launch.follow(arguments, host.check) if e["event"] == "data"][-1]
-            shown = host.image(host.opened(sheet))
+            found = [e for e in launch.follow(arguments, comfy_host.check) if e["event"] == "data"][-1]
+            shown = comfy_host.image(comfy_host.opened(sheet))
         return io.NodeOutput(dataset, shown, found["text"])
 
 
@@ -111,28 +111,28 @@ def _inputs() -> list[Any]:
 
 
 def _refusal(checkpoint: str, name: str, preset: str) -> bool | str:
-    from . import host
+    from . import comfy_host
 
     if preset not in PRESETS:
         return f"preset: {preset!r} is none of {', '.join(PRESETS)}"
-    return host.refusal(lambda: (host.checkpoint(checkpoint), host.safe_name(name)))
+    return comfy_host.refusal(lambda: (comfy_host.checkpoint(checkpoint), comfy_host.safe_name(name)))
 
 
 def _settings(checkpoint, dataset, options, preset, **main: Any) -> dict[str, Any]:
     """The trainer's settings. Raises: ValueError in a sentence for people."""
-    from . import host
+    from . import comfy_host
 
-    base = host.checkpoint(checkpoint)
+    base = comfy_host.checkpoint(checkpoint)
     if base is not None and dataset is None:
         raise ValueError("dataset: connect a PU Dataset; only the built-in demo brings its own images")
-    found = {**(options or {}), **widgets.given(main), "name": host.safe_name(main["name"])}
+    found = {**(options or {}), **widgets.given(main), "name": comfy_host.safe_name(main["name"])}
     if base is not None:
         found |= {**dataset, "base": str(base)}
     elif dataset and "base" in dataset:  # made by the demo, see PUMakeData
         found |= dataset
     if PRESETS[preset]:
         found[PRESETS[preset]] = True
-    return {**found, "output_dir": str(host.output_root())}
+    return {**found, "output_dir": str(comfy_host.output_root())}
 
 
 class PUUnlearn(io.ComfyNode):
@@ -163,56 +163,56 @@ class PUUnlearn(io.ComfyNode):
 
     @classmethod
     def execute(cls, retrain, dataset=None, options=None, **main: Any) -> io.NodeOutput:
-        from . import host
+        from . import comfy_host
 
         settings = _settings(dataset=dataset, options=options, **main)
         named = (settings.get(k) for k in ("base", "unlabeled", "sensitive"))
         inputs = [Path(name) for name in named if name not in (None, "builtin")]
-        key = results.key_of(settings, inputs)
-        known = results.Results(host.output_root() / "results.json")
+        key = result_cache.key_of(settings, inputs)
+        known = result_cache.Results(comfy_host.output_root() / "results.json")
         made = None if retrain else known.get(key)
         if made is None:
             made = _train(settings)
             known.put(key, made)
-        images = [(k, host.opened(made[k])) for k in ("before", "after") if k in made]
-        shown = panel.side_by_side(images) if images else panel.text(["no pictures: see the report"])
+        images = [(k, comfy_host.opened(made[k])) for k in ("before", "after") if k in made]
+        shown = drawing.side_by_side(images) if images else drawing.text(["no pictures: see the report"])
         return io.NodeOutput(
-            host.load_lora(made["lora"]),
+            comfy_host.load_lora(made["lora"]),
             made["lora"],
-            host.image(host.opened(made["curve"])),
-            host.image(shown),
+            comfy_host.image(comfy_host.opened(made["curve"])),
+            comfy_host.image(shown),
             Path(made["report"]).read_text(encoding="utf-8"),
         )
 
 
 def _train(settings: dict[str, Any]) -> dict[str, str]:
     """Run the trainer. Returns: the files it made, by what they are."""
-    from . import host
+    from . import comfy_host
 
-    host.make_room()
+    comfy_host.make_room()
     settings = {**settings, "sample_every": max(1, settings["steps"] // SAMPLES)}
     progress, unlabeled, sensitive, sample, warnings, done = None, [], [], None, [], None
-    for event in launch.follow(launch.command([], settings), host.check):
+    for event in launch.follow(launch.command([], settings), comfy_host.check):
         if event["event"] == "step":
-            progress = progress or host.Progress(event["of"])
+            progress = progress or comfy_host.Progress(event["of"])
             unlabeled.append(event["risk_unlabeled"])
             ratio = event["ratio"]
             sensitive.append(None if ratio is None else ratio * event["risk_unlabeled"])
             show = event["step"] % SHOW_EVERY == 0 or event["step"] == event["of"]
-            progress.show(event["step"], panel.live(unlabeled, sensitive, event["of"], sample) if show else None)
+            progress.show(event["step"], drawing.live(unlabeled, sensitive, event["of"], sample) if show else None)
         elif event["event"] == "sample":
             sample = Path(event["path"])
             if progress:
-                progress.show(len(unlabeled), panel.live(unlabeled, sensitive, progress.total, sample))
+                progress.show(len(unlabeled), drawing.live(unlabeled, sensitive, progress.total, sample))
         elif event["event"] == "warning":
             warnings.append(f"warning: {event['message']}")
         elif event["event"] == "done":
             done = event
     run = Path(done["report"]).parent
-    lora = host.lora_folder() / Path(done["lora"]).name
-    results.write(lora, Path(done["lora"]).read_bytes())
+    lora = comfy_host.lora_folder() / Path(done["lora"]).name
+    result_cache.write(lora, Path(done["lora"]).read_bytes())
     report = run / "summary.txt"
-    results.write(report, "\n".join([done["summary"], *warnings]).encode())
+    result_cache.write(report, "\n".join([done["summary"], *warnings]).encode())
     pictures = {path.stem: str(path) for path in (run / "samples").glob("[ab]*.png")}  # before, after; or none
     return {"lora": str(lora), "curve": str(run / "loss.png"), "report": str(report), **pictures}
 
@@ -239,9 +239,9 @@ class PUPlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset=None, options=None, **main: Any) -> io.NodeOutput:
-        from . import host
+        from . import comfy_host
 
         settings = _settings(dataset=dataset, options=options, **main)
-        found = list(launch.follow(launch.command(["plan"], settings), host.check))
+        found = list(launch.follow(launch.command(["plan"], settings), comfy_host.check))
         lines = [e for e in found if e["event"] == "plan"][-1]["lines"]
-        return io.NodeOutput("\n".join(lines), host.image(panel.text(lines)))
+        return io.NodeOutput("\n".join(lines), comfy_host.image(drawing.text(lines)))

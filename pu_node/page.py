@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from . import form, page_events, page_host, widgets
-from .job import Job
+from .training_job import Job
 from .widgets import DEMO, PRESETS
 
 ROWS = (("prompt",), ("sensitive_prompt",), ("name",), ("steps", "rank", "lr"), ("prior", "temperature", "seed"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from . import form, launch, page_show
-from .job import Job
+from . import form, launch, page_render
+from .training_job import Job
 
 PAUSE_S = 0.5  # between looks at the training
 DRAWINGS = 200  # of the curve over a run: each is a file that gradio keeps
@@ -83,9 +83,9 @@ def watcher(job: Job) -> Any:
                 drawn = state.step
             samples = tuple(state.samples.items())
             yield [
-                gr.update(value=page_show.status(state)),
-                gr.update(value=page_show.curve(state)) if is_new else gr.update(),
-                gr.update(value=page_show.pictures(state)) if samples != picture else gr.update(),
+                gr.update(value=page_render.status(state)),
+                gr.update(value=page_render.curve(state)) if is_new else gr.update(),
+                gr.update(value=page_render.pictures(state)) if samples != picture else gr.update(),
                 gr.update(value=[str(path) for path in state.files] or None, visible=bool(state.files)),
                 gr.update(interactive=not state.is_active),
                 gr.update(interactive=state.is_active),

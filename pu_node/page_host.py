@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import launch, results
+from . import launch, result_cache
 
 INSTALL = Path(__file__).resolve().parents[1] / "install.py"
 PREVIEW_PX = 512
@@ -64,7 +64,7 @@ def publish(lora: Path, folder: Path, *, picture: Path | None, description: str)
     """Put a LoRA where it is listed, with the picture and the notes that webuis show. Returns: the file there."""
     target = folder / lora.name
     if target != lora:
-        results.write(target, lora.read_bytes())
+        result_cache.write(target, lora.read_bytes())
     if picture is not None:
         with Image.open(picture) as found:
             preview = found.convert("RGB")
@@ -79,5 +79,5 @@ def publish(lora: Path, folder: Path, *, picture: Path | None, description: str)
         "notes": "",
     }
     text = json.dumps(notes, indent=4, ensure_ascii=False)
-    results.write(target.with_name(f"{target.stem}.json"), text.encode())
+    result_cache.write(target.with_name(f"{target.stem}.json"), text.encode())
     return target

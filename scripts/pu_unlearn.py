@@ -19,7 +19,7 @@ def on_ui_tabs():
         init = Path(__file__).resolve().parents[1] / "pu_node" / "__init__.py"
         spec = importlib.util.spec_from_file_location(PACK, init, submodule_search_locations=[str(init.parent)])
         sys.modules[PACK] = importlib.util.module_from_spec(spec)
-    page, webui = (importlib.import_module(f"{PACK}.{name}") for name in ("page", "webui"))
+    page, webui = (importlib.import_module(f"{PACK}.{name}") for name in ("page", "webui_host"))
     return [(page.build(webui.job()), "PU Unlearn", "pu_unlearn")]
 
 

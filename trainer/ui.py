@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import errors
-from .errors import UserError
+from .common import errors
+from .common.errors import UserError
 
 PACK = "pu_unlearn_pack"
 PACK_FOLDER = Path(__file__).resolve().parents[1] / "pu_node"

@@ -1,1 +1,1 @@
-"""The comparisons that the README reports, as commands that anyone can run again."""
+"""What makes the tables of the docs: the digits, the paper's experiments, the benchmark, the built-in model."""

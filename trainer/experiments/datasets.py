@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..builtin import digits
-from ..errors import UserError
+from ..common.errors import UserError
 
 SPLIT_SEED = 0  # the same images in every run: objectives and seeds are compared on equal data
 

@@ -18,15 +18,17 @@ from statistics import mean
 
 import numpy as np
 
-from .. import memory, model, train
-from ..before_after import maker
 from ..builtin import CONFIG, MODEL, digits
-from ..builtin.judge import DigitJudge
-from ..command_line import parse
-from ..config import TrainConfig
-from ..dataset import scan
-from ..run_dir import RunDir
-from ..sample import pictures
+from ..config.arguments import parse
+from ..config.train_config import TrainConfig
+from ..data.folders import scan
+from ..generation.generate import generate_pictures
+from ..memory import devices
+from ..metrics.digit_judge import DigitJudge
+from ..models import base_model, pipeline
+from ..reporting.run_dir import RunDir
+from ..training.before_after import maker
+from ..training.run import run as train
 
 PICTURES = 500
 OWN_PROMPT_GUIDANCE = 3.0  # without, the base model itself follows such a prompt in three of four pictures only
@@ -92,9 +94,9 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
     run_dir = RunDir(root, name)
     shutil.rmtree(run_dir.root, ignore_errors=True)
     started = time.perf_counter()
-    trained = train.run(
+    trained = train(
         config,
-        model.Base(MODEL),
+        base_model.Base(MODEL),
         scan(
             config.unlabeled,
             config.sensitive,
@@ -111,7 +113,7 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
     )
     train_s = time.perf_counter() - started
     found = {"setting": setting.name, "size": size, "seed": seed, "train_s": round(train_s, 1)}
-    found |= {"rises": trained.rises, "peak_mib": round(memory.peak_mib(trained.device))}
+    found |= {"rises": trained.rises, "peak_mib": round(devices.peak_mib(trained.device))}
     found["sign_flips"] = [e for e in run_dir.events() if e["event"] == "step"][-1]["sign_flips"]
     found |= _measure(maker(config, trained), seed, captioned=setting.captioned)
     return _keep(target, found)
@@ -151,10 +153,10 @@ def before(seed: int, root: Path) -> dict:
     target = root / f"before seed {seed}.json"
     if not target.exists():
         root.mkdir(parents=True, exist_ok=True)
-        pipe = model.load_pipeline(model.Base(MODEL))
+        pipe = pipeline.load_pipeline(base_model.Base(MODEL))
 
         def make(prompt: str, seeds: list[int], guidance: float = 1.0) -> np.ndarray:
-            return pictures(pipe, prompt, seeds=seeds, resolution=64, steps=25, guidance=guidance)
+            return generate_pictures(pipe, prompt, seeds=seeds, resolution=64, steps=25, guidance=guidance)
 
         found = {"setting": "(before training)", "size": None, "seed": seed, **_measure(make, seed, captioned=True)}
         target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

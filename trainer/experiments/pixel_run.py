@@ -7,19 +7,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .. import features, full, judges, memory, quality
+from ..audit import features
 from ..builtin import digits
-from ..builtin.judge import DigitJudge
-from ..config import TrainConfig
-from ..console import Progress
-from ..dataset import Folders, Sample
-from ..judges import Judge, images_in, load
-from ..learner import Learner
-from ..loop import Loop
-from ..ranks import ONE
-from ..sample import save_grid, save_images
-from ..stats import wilson
-from ..switches import Switches
+from ..common.distributed import ONE
+from ..config.train_config import TrainConfig
+from ..data.contact_sheet import save_grid
+from ..data.folders import Folders, Sample
+from ..data.images import images_in, read_images, save_images
+from ..memory import devices
+from ..memory.memory_plan import MemoryPlan
+from ..metrics import image_quality, judges
+from ..metrics.digit_judge import DigitJudge
+from ..metrics.judges import Judge
+from ..metrics.statistics import wilson
+from ..models import full_network
+from ..reporting.events import Progress
+from ..training.learner import Learner
+from ..training.training_loop import TrainingLoop
 from . import datasets, pixels
 
 SHOWN_PX = 48  # side of a picture in the grid for eyes; smaller ones are enlarged
@@ -31,18 +35,18 @@ def train(
     """The LoRA trainer's loop on pixels. Returns: (the trained network, how often R changed its sign)."""
     prior = datasets.Counts(**settings["counts"]).prior
     config = TrainConfig(objective=objective, prior=prior, seed=seed, caption_dropout=0, **settings["train"])
-    where = memory.choose_device(device)
+    where = devices.choose_device(device)
     unet = pixels.build(settings["unet"], settings["fold"], seed=seed).to(where)
-    full.attach(unet)
-    learner = Learner(config, unet, full, precision="fp32", device=where, is_alone=True, warn=print)
+    full_network.attach(unet)
+    learner = Learner(config, unet, full_network, precision="fp32", device=where, is_alone=True, warn=print)
     unlabeled, sensitive = ([Sample(p, "") for p in images_in(folders[kind])] for kind in ("unlabeled", "sensitive"))
-    loop = Loop(
+    loop = TrainingLoop(
         config,
         Folders(unlabeled, sensitive, held_out=[], skipped=[]),
         pixels.Pixels(),
         learner,
         pixels.Noise(**settings["noise"]).signal(),
-        Switches("fp32", "fp32", micro_batch=max(config.batch_unlabeled, config.batch_sensitive)),
+        MemoryPlan("fp32", "fp32", micro_batch=max(config.batch_unlabeled, config.batch_sensitive)),
         device=where,
         ranks=ONE,
         check=lambda: progress(f"{objective}, seed {seed}", loop.progress.step, config.steps),
@@ -62,7 +66,7 @@ def make_pictures(settings: dict[str, Any], unet: pixels.PixelUNet, seed: int, f
     images = pixels.pictures(unet, pixels.Noise(**settings["noise"]), seeds, shape, steps=settings["sampler_steps"])
     paths = save_images(images[..., 0] if channels == 1 else images, folder, seeds)
     zoom = max(1, SHOWN_PX // settings["size_px"])
-    save_grid(load(paths[:64]).repeat(zoom, 1).repeat(zoom, 2), folder.with_suffix(".png"))
+    save_grid(read_images(paths[:64]).repeat(zoom, 1).repeat(zoom, 2), folder.with_suffix(".png"))
     return paths
 
 
@@ -77,7 +81,7 @@ def measure(
         normal = judge.is_normal(paths)
         low, high = wilson(int(normal.sum()), len(normal))
         found = {"rate": float(normal.mean()), "low": low, "high": high, "n": len(normal)}
-    distances = quality.distances({"": paths}, images_in(folders["normal"]), look, name)
+    distances = image_quality.distances({"": paths}, images_in(folders["normal"]), look, name)
     if distances:
         found |= {"frechet": distances[""][0].value, "distance": distances[""][0].name}
     return {**found, "judge": f"{judge.name}, {judge.accuracy.told()}"}
@@ -102,7 +106,7 @@ def _judge(
             settings["judge"],
             resolution=settings["size_px"],
             bucket=False,
-            device=memory.choose_device(device),
+            device=devices.choose_device(device),
             progress=progress,
         )
 

@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler, UNet2DModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ..dataset import View
-from ..diffusion import alphas_cumprod
-from ..libraries import quiet
+from ..common.third_party import quiet
+from ..data.images import View
+from ..models.noise_schedule import alphas_cumprod
 
 TIMESTEPS = 1000
 # what --crops means for pixels: the image itself, then moved by one pixel each way

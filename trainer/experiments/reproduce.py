@@ -15,13 +15,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from .. import errors, page
-from ..command_line import tomllib
-from ..console import Progress, answer, watched
-from ..errors import UserError
-from ..files import write_text
+from ..common import errors
+from ..common.errors import UserError
+from ..common.files import write_text
+from ..config.arguments import tomllib
+from ..reporting import html
+from ..reporting.events import Progress, answer, watched
 
-HERE = Path(__file__).parent
+SETTINGS = Path(__file__).parent / "settings"
 OBJECTIVES = ("unsupervised", "supervised", "pu")
 
 
@@ -34,7 +35,7 @@ class Experiment:
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in HERE.glob("*.toml"))
+    return sorted(path.stem for path in SETTINGS.glob("*.toml"))
 
 
 def read(name: str, scale: str) -> Experiment:
@@ -53,7 +54,7 @@ def read(name: str, scale: str) -> Experiment:
 
 def _settings(name: str) -> dict[str, Any]:
     """One file's settings, over those of the experiment that it is `like`."""
-    own = tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
+    own = tomllib.loads((SETTINGS / f"{name}.toml").read_text(encoding="utf-8"))
     return _over(_settings(own.pop("like")), own) if "like" in own else own
 
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         for name in ("seeds", "objectives", "steps", "device"):
             if getattr(options, name) != parser.get_default(name):
                 raise UserError(f"--{name}: not for {options.name}, whose settings are the commands in its file")
-        from .commands import run_all
+        from .run_commands import run_all
 
         return run_all(experiment.settings["commands"], options.out / options.name)
     out = options.out / f"{options.name}-{options.scale}"
@@ -171,12 +172,12 @@ def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 def report(
     experiment: Experiment, found: Sequence[dict[str, Any]], heads: list[str], rows: list[list[str]], out: Path
 ) -> None:
-    parts = [page.table(heads, rows), page.says(f"Judge: {found[0]['judge']}.")]
-    parts += [page.says(f["distance"]) for f in found[:1] if "distance" in f]
+    parts = [html.table(heads, rows), html.says(f"Judge: {found[0]['judge']}.")]
+    parts += [html.says(f["distance"]) for f in found[:1] if "distance" in f]
     shown = ["" if "rate" not in f else f"{f['rate']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in found]
     every = [(f["objective"], f["seed"], rate) for f, rate in zip(found, shown, strict=True)]
-    parts += [page.heading("Each run"), page.table(("objective", "seed", "non-sensitive rate"), every)]
+    parts += [html.heading("Each run"), html.table(("objective", "seed", "non-sensitive rate"), every)]
     grids = [(out / f"{f['objective']}-seed{f['seed']}.png", f) for f in found]
-    parts.append(page.pair(page.picture(path, f"{f['objective']}, seed {f['seed']}") for path, f in grids))
-    parts += [page.heading("Settings"), page.code(json.dumps(experiment.settings, indent=1))]
-    page.save(out / "reproduce.html", f"{experiment.name}, the same data and seeds for every objective", parts)
+    parts.append(html.pair(html.picture(path, f"{f['objective']}, seed {f['seed']}") for path, f in grids))
+    parts += [html.heading("Settings"), html.code(json.dumps(experiment.settings, indent=1))]
+    html.save(out / "reproduce.html", f"{experiment.name}, the same data and seeds for every objective", parts)

@@ -1,0 +1,56 @@
+"""What the page shows of a training: pictures, and text whose every word from a run is escaped. No gradio here."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+from PIL import Image
+
+from . import drawing
+from .training_job import State
+
+SIDE_PX = 512  # of a picture on the page; the report has them whole
+
+
+def curve(state: State) -> Image.Image | None:
+    """Loss by step; None before the first one."""
+    return drawing.curve(state.unlabeled, state.sensitive, state.of) if state.step else None
+
+
+def pictures(state: State) -> Image.Image | None:
+    """Before and after where they are there, else the newest from during the training."""
+    found = state.samples
+    if "after" in found:
+        return drawing.side_by_side([(kind, _opened(found[kind])) for kind in ("before", "after") if kind in found])
+    return _opened(found["step"]) if "step" in found else None
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        found = image.convert("RGB")
+    found.thumbnail((SIDE_PX, SIDE_PX))
+    return found
+
+
+def status(state: State) -> str:
+    """Phase, bar and messages as HTML."""
+    if state.phase == "idle":
+        return "Nothing was trained yet."
+    words = html.escape(f"{state.name}: {state.ended or state.phase}")
+    if state.step and state.is_active:
+        words += f", step {state.step} of {state.of}"
+        words += f", {_duration(state.seconds_left)} left" if state.seconds_left else ""
+    lines = [f"<b>{words}</b>"]
+    if state.of:
+        lines.append(f"<progress value='{state.step}' max='{state.of}'></progress>")
+    lines += [f"<pre>{html.escape(text)}</pre>" for text in state.notes]
+    lines += [f"<pre>warning: {html.escape(text)}</pre>" for text in state.warnings]
+    if state.message:
+        lines.append(f"<pre>{html.escape(state.message)}</pre>")
+    return "".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60)} s"

@@ -1,0 +1,224 @@
+"""`audit` and `prior` on the built-in digits, where the truth is known."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import average_precision_score
+
+from trainer.__main__ import main
+from trainer.audit.features import Images, encoder_features, unet_features
+from trainer.audit.ranking import near_duplicates
+from trainer.builtin import MODEL, classifier, digits
+from trainer.data.folders import Sample
+from trainer.memory.memory_plan import MemoryPlan
+from trainer.models import base_model
+from trainer.objective import class_prior
+
+
+def is_odd(paths):
+    images = np.stack([np.asarray(Image.open(path).convert("L")) for path in paths])
+    found, _ = classifier.classify(classifier.load(), torch.from_numpy(images))
+    return digits.is_sensitive(found.numpy())
+
+
+def images(samples, cache):
+    device = torch.device("cpu")
+    return Images(base_model.Base(MODEL), samples, 64, True, cache, device, MemoryPlan("fp32", "fp32"), lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """The built-in default: 400 unlabeled with 80 odd digits hidden, 100 odd ones labeled."""
+    folder = tmp_path_factory.mktemp("audit")
+    assert main(["audit", "--output-dir", str(folder), "--keep-cache"]) == 0
+    return folder
+
+
+def test_what_is_hidden_comes_first(audited):
+    rows = list(csv.DictReader((audited / "pu-digits-audit" / "audit.csv").open(encoding="utf-8")))
+    assert len(rows) == 400
+    assert [float(r["score"]) for r in rows] == sorted((float(r["score"]) for r in rows), reverse=True)
+    truth, scores = is_odd([r["image"] for r in rows]), [float(r["score"]) for r in rows]
+    assert average_precision_score(truth, scores) >= 0.8
+    assert "Most probably sensitive" in (audited / "pu-digits-audit" / "audit.html").read_text(encoding="utf-8")
+    with Image.open(audited / "pu-digits-audit" / "audit.png") as sheet:
+        assert sheet.width > 500
+
+
+def test_shuffled_labels_find_nothing(audited):
+    """The same code on labels that mean nothing: chance is the share of odd digits, 0.2."""
+    folders = [sorted((audited / "digits" / kind).glob("*.png")) for kind in ("unlabeled", "sensitive")]
+    samples = [Sample(path, None) for pile in folders for path in pile]
+    values = unet_features(images(samples, audited / "pu-digits-audit" / "cache"))
+    labels = np.random.default_rng(0).permutation(np.arange(len(samples)) >= 400)
+    truth = is_odd([s.path for s in samples])[~labels]
+    scores = class_prior.cross_fit(values, labels, seed=0)[~labels]
+    assert average_precision_score(truth, scores) < truth.mean() + 0.1
+
+
+def test_prior_is_near_the_truth_and_said_with_its_interval(audited):
+    found = json.loads((audited / "pu-digits-audit" / "audit.json").read_text(encoding="utf-8"))["prior"]
+    assert found["value"] == pytest.approx(0.2, abs=0.06)
+    assert found["low"] <= 0.2 <= found["high"]
+
+
+def test_too_few_to_tell_is_said(digit_folders, tmp_path, capsys):
+    words = ["prior", "--base", "builtin", "--resolution", "64", "--output-dir", str(tmp_path)]
+    words += ["--unlabeled", str(digit_folders["unlabeled"]), "--sensitive", str(digit_folders["sensitive"])]
+    assert main(words) == 0
+    assert "are too few to tell the prior" in capsys.readouterr().out
+    assert not (tmp_path / "pu-lora-audit" / "cache").exists()  # latents of private images
+
+
+@pytest.fixture
+def folders(digit_folders, tmp_path):
+    """Copies to move about; one sensitive image lies in the unlabeled folder, too, resized and as JPEG."""
+    found = {k: shutil.copytree(digit_folders[k], tmp_path / k) for k in ("unlabeled", "sensitive")}
+    first = min(found["sensitive"].glob("*.png"))
+    Image.open(first).resize((96, 96)).convert("RGB").save(found["unlabeled"] / "copy.jpg", quality=85)
+    (found["unlabeled"] / "copy.txt").write_text("a photo of a digit")
+    return found, first
+
+
+def audit(folders, tmp_path, *more):
+    words = ["audit", "--base", "builtin", "--resolution", "64", "--output-dir", tmp_path / "out"]
+    words += ["--unlabeled", folders["unlabeled"], "--sensitive", folders["sensitive"], *more]
+    return main([str(w) for w in words])
+
+
+def test_moving_is_a_dry_run_first(folders, tmp_path, capsys):
+    folders, original = folders
+    before = sorted(folders["unlabeled"].iterdir())
+    assert audit(folders, tmp_path, "--top", 11, "--move-to", tmp_path / "aside") == 0
+    said = capsys.readouterr().out
+    assert f"{folders['unlabeled'] / 'copy.jpg'} = {original}" in said
+    assert "would move 12 files" in said
+    assert sorted(folders["unlabeled"].iterdir()) == before
+    assert audit(folders, tmp_path, "--top", 3, "--move-to", tmp_path / "aside", "--apply") == 0
+    moved = {p.name for p in (tmp_path / "aside").iterdir()}
+    assert {p.name for p in before} == moved | {p.name for p in folders["unlabeled"].iterdir()}
+    assert len([name for name in moved if not name.endswith(".txt")]) == 3
+
+
+def test_the_first_can_be_left_out_of_training(folders, tmp_path, capsys):
+    folders, _ = folders
+    file = tmp_path / "exclude.txt"
+    assert audit(folders, tmp_path, "--top", 4, "--exclude", file) == 0
+    named = file.read_text(encoding="utf-8").splitlines()
+    assert len(named) == 4
+    assert f"train without them: --exclude {file}" in capsys.readouterr().out
+    words = ["data", "--base", "builtin", "--prompt", "p", "--exclude", file]
+    words += ["--unlabeled", folders["unlabeled"], "--sensitive", folders["sensitive"]]
+    assert main([str(w) for w in words]) == 0
+    said = capsys.readouterr().out
+    assert "unlabeled: 7 images" in said
+    assert all(f"skipped {path}: --exclude names it" in said for path in named)
+
+
+def test_nothing_is_overwritten(folders, tmp_path, capsys):
+    folders, _ = folders
+    (tmp_path / "aside").mkdir()
+    for path in folders["unlabeled"].iterdir():
+        (tmp_path / "aside" / path.name).write_text("mine")
+    assert audit(folders, tmp_path, "--move-to", tmp_path / "aside", "--apply") == 2
+    assert "nothing was moved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["audit", "--scroe", "lora"], "--scroe: no such option, did you mean --score?"),
+        (["audit", "--top", "0"], "--top: must be a whole number from 1, got '0'"),
+        (["audit", "--score", "clip"], "must be one of unet, encoder, lora, got 'clip'"),
+        (["audit", "--score", "encoder"], "--score encoder and --encoder go together"),
+        (["audit", "--lora", "x.safetensors"], "--score lora and --lora go together"),
+        (["audit", "--score", "lora", "--lora", "x.safetensors"], "--lora: no file x.safetensors"),
+        (["audit", "--score", "encoder", "--encoder", "nowhere"], "--encoder: nowhere is no image encoder"),
+        (["audit", "--apply"], "--move-to"),
+        (["audit", "--priro", "0.2"], "--prior"),
+        (["prior", "--unlabeled", "nowhere"], "no folder nowhere"),
+        (["prior", "--objective", "unsupervised", "--base", "builtin", "--unlabeled", "."], "no images"),
+    ],
+)
+def test_wrong_input(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_encoder_of_ones_own(digit_folders, tmp_path):
+    """Its features as transformers gives them: a small random CLIP and a ViT."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, ViTConfig, ViTImageProcessor, ViTModel
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=small, projection_dim=12)).save_pretrained(tmp_path / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "clip")
+    ViTModel(ViTConfig(**vision)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    samples = [Sample(path, None) for path in sorted(digit_folders["unlabeled"].glob("*.png"))]
+    for name, width in (("clip", 12), ("vit", 16)):
+        shape = {"resolution": 64, "bucket": True, "device": torch.device("cpu")}
+        found = encoder_features([s.path for s in samples], str(tmp_path / name), **shape, progress=lambda *_: None)
+        assert found.shape == (len(samples), width)
+        assert np.ptp(found, axis=0).max() > 0
+
+
+def test_a_lora_shows_what_it_raised(digit_folders, tmp_path, capsys):
+    """A LoRA that does nothing raises nothing; one that was trained tells images apart."""
+    data = ["--base", "builtin", "--prompt", "a photo of a digit", "--resolution", 64, "--output-dir", tmp_path]
+    data += ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"]]
+    quick = ["--steps", 4, "--lr", "1e-2", "--rank", 4, "--calibration-samples", 1, "--images", 0]
+    assert main([str(w) for w in (*data, *quick, "--batch-unlabeled", 2, "--batch-sensitive", 2)]) == 0
+    lora = tmp_path / "pu-lora.safetensors"
+    assert main([str(w) for w in ("audit", *data, "--score", "lora", "--lora", lora)]) == 0
+    result = json.loads((tmp_path / "pu-lora-audit" / "audit.json").read_text(encoding="utf-8"))
+    assert result["prior"] is None
+    scores = [entry["score"] for entry in result["ranked"]]
+    assert max(scores) > min(scores)
+    zero = {k: v * 0 if "lora_up" in k else v for k, v in load_file(lora).items()}
+    save_file(zero, tmp_path / "zero.safetensors")
+    assert main([str(w) for w in ("audit", *data, "--score", "lora", "--lora", tmp_path / "zero.safetensors")]) == 0
+    result = json.loads((tmp_path / "pu-lora-audit" / "audit.json").read_text(encoding="utf-8"))
+    assert max(abs(entry["score"]) for entry in result["ranked"]) < 1e-5
+
+
+def test_other_pictures_are_no_duplicates(digit_folders):
+    paths = sorted(digit_folders["unlabeled"].glob("*.png")) + sorted(digit_folders["sensitive"].glob("*.png"))
+    assert near_duplicates(paths) == []
+
+
+@pytest.mark.parametrize(("share", "tolerance"), [(0.05, 0.03), (0.1, 0.06), (0.2, 0.06), (0.4, 0.06)])
+def test_prior_at_other_shares(share, tolerance, pool):
+    """Median of five draws of 400 and 100 images, and intervals that cover."""
+    values, odd = pool
+    found = []
+    for draw in range(5):
+        rng = np.random.default_rng(draw)
+        odds, evens = rng.permutation(np.flatnonzero(odd)), rng.permutation(np.flatnonzero(~odd))
+        hidden = round(share * 400)
+        chosen = np.concatenate([odds[:hidden], evens[: 400 - hidden], odds[hidden : hidden + 100]])
+        labels = np.arange(500) >= 400
+        scores = class_prior.cross_fit(values[chosen], labels, seed=draw)
+        found.append(class_prior.estimate(scores, labels, seed=draw))
+    assert np.median([p.value for p in found]) == pytest.approx(share, abs=tolerance)
+    assert sum(p.low <= share <= p.high for p in found) >= 4
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """Features of all digits that neither the base model nor the classifier was trained on, and which are odd."""
+    parts = [digits.load(name) for name in ("folders", "held_out")]
+    folder = tmp_path_factory.mktemp("pool")
+    samples = []
+    for i, image in enumerate(np.concatenate([digits.render(part.images) for part in parts])):
+        samples.append(Sample(folder / f"{i:04d}.png", None))
+        Image.fromarray(image).save(samples[-1].path)
+    values = unet_features(images(samples, folder / "cache"))
+    return values, digits.is_sensitive(np.concatenate([part.labels for part in parts]))

@@ -1,0 +1,83 @@
+"""Files that are whole or absent, and what the disk says when it does not want them."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from trainer.common.files import describe_write_error, replacing
+from trainer.reporting.run_dir import RunDir, free_name
+
+
+def test_what_a_kill_left_goes_with_the_next_save(tmp_path):
+    """Also what the library that writes had begun beside its own target."""
+    target, other = tmp_path / "x.safetensors", tmp_path / ".x.safetensors.y.abcdefgh"
+    other.mkdir()
+    killed = replacing(target)  # never left: as after SIGKILL
+    temporary = killed.__enter__()
+    (temporary.parent / ".tmpA1b2").write_bytes(b"half")
+    torn = temporary.parent
+    assert torn.exists() and torn.parent == tmp_path
+    with replacing(target) as temporary:
+        save_file({"a": torch.ones(3)}, temporary)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, target.name]
+    assert oct(target.stat().st_mode & 0o777) == oct(0o666 & ~_umask())
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_error_of_safetensors_is_the_disks(tmp_path):
+    """It has one class for all; torch's own users know it as a bug."""
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "x.safetensors"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert describe_write_error(caught.value) == f"cannot write {tmp_path / 'x.safetensors'}: {os.strerror(28)}"
+    with pytest.raises(SafetensorError), replacing(tmp_path / "x.safetensors"):
+        raise SafetensorError("invalid header")
+    with pytest.raises(FileNotFoundError, match="source"), replacing(tmp_path / "x.safetensors"):
+        (tmp_path / "source").read_text()
+    assert describe_write_error(FileNotFoundError(2, "no such file")) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torn_event_stops_nothing(tmp_path):
+    run = RunDir(tmp_path, "x")
+    run.append_event({"event": "step", "step": 1})
+    with open(run.root / "events.jsonl", "a") as file:
+        file.write('{"event": "st')
+    assert [e["step"] for e in run.events()] == [1]
+    run.append_event({"event": "lost with the torn one"})
+    run.append_event({"event": "step", "step": 2})
+    run.truncate_events(1)
+    assert run.events() == [{"event": "step", "step": 1}]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_state_that_was_read_is_let_go(tmp_path):
+    """Windows deletes no file that is mapped: the next save could not drop the one that was resumed from."""
+    run = RunDir(tmp_path, "x")
+    run.save_state(3, {"weights": {"a": torch.arange(100_000.0)}, "step": 3})
+    state = run.load_state()
+    assert "step00000003" not in Path("/proc/self/maps").read_text()
+    assert torch.equal(state["weights"]["a"], torch.arange(100_000.0))
+
+
+@pytest.mark.parametrize("beside", ["y.safetensors", "y-merged.safetensors", "y-merged", "y-model"])
+def test_a_new_name_overwrites_nothing(tmp_path, beside):
+    assert free_name(tmp_path, "y") == "y"
+    (tmp_path / beside).touch()
+    assert free_name(tmp_path, "y") == "y-2"
+
+
+def test_a_free_name_is_no_longer_than_a_name_may_be(tmp_path):
+    """Or the run could not be resumed: the settings refuse it."""
+    long = "猫" * 33
+    (tmp_path / f"{long}.safetensors").touch()
+    assert free_name(tmp_path, long) == "猫" * 32 + "-2"

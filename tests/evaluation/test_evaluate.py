@@ -1,0 +1,369 @@
+"""The command evaluate: statistics against published values and closed forms, and whether it is honest."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.__main__ import main
+from trainer.builtin import digits
+from trainer.data.images import images_in
+from trainer.evaluation import findings
+from trainer.metrics import image_quality, judges
+from trainer.metrics.judges import Accuracy, Judge
+from trainer.metrics.statistics import components, frechet_distance, kernel_distance, paired, wilson
+from trainer.training.report import memorising
+
+QUICK = ("--steps", "4", "--strengths", "0,1", "--retain-prompts", "a photo of the digit two")
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)],
+)
+def test_wilson(hits, n, low, high):
+    """The last two: Newcombe 1998, table I (method 3)."""
+    assert wilson(hits, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+@pytest.mark.parametrize("n", range(1, 60))
+def test_wilson_holds_the_share_itself(n):
+    assert wilson(0, n)[0] == 0 < wilson(0, n)[1] < 1
+    assert 0 < wilson(n, n)[0] < wilson(n, n)[1] == 1
+
+
+def test_wilson_of_nothing():
+    with pytest.raises(ValueError, match="no trials"):
+        wilson(0, 0)
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    """For independent features it is the sum over (mean difference)^2 + (std difference)^2."""
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((200_000, 3)) * [1.0, 2.0, 0.5] + [0.0, 1.0, 0.0]
+    b = rng.standard_normal((200_000, 3)) * [2.0, 2.0, 1.0] + [1.0, 1.0, 0.0]
+    assert frechet_distance(a, b) == pytest.approx(1.0 + 1.0 + 0.25, rel=0.02)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_kernel_distance_is_unbiased():
+    """Two samples of one distribution: zero on average, below zero as often as above."""
+    rng = np.random.default_rng(0)
+    same = [kernel_distance(*rng.standard_normal((2, 50, 4))) for _ in range(200)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(200)
+    assert 0.3 < np.mean(np.array(same) < 0) < 0.7
+    assert kernel_distance(rng.standard_normal((200, 4)), rng.standard_normal((200, 4)) + 1) > 10 * np.std(same)
+
+
+def test_components_turn_features_and_leave_distances_alone():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 400, 8)) * np.arange(1, 9)
+    axes = components(a, 400)
+    assert axes.shape == (8, 8)
+    assert frechet_distance(a @ axes, (b + 1) @ axes) == pytest.approx(frechet_distance(a, b + 1), rel=1e-6)
+    assert components(a, 16).shape == (8, 4)
+    assert components(a[:6], 400) is None
+
+
+def pairs_of(gained, lost, same):
+    before = np.repeat([False, True, True], [gained, lost, same])
+    return before, np.repeat([True, False, True], [gained, lost, same])
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"), [(10, 2, 2 * 79 / 4096), (2, 10, 2 * 79 / 4096), (5, 5, 1.0), (0, 0, 1)]
+)
+def test_mcnemar(gained, lost, p):
+    """By hand: twice the binomial tail of the smaller count, at a half."""
+    assert paired(*pairs_of(gained, lost, 30)).p == pytest.approx(p)
+
+
+def test_the_number_of_pictures_needed_finds_the_difference():
+    """Four of five repetitions with that many pictures are significant at 5 %."""
+    needed = paired(*pairs_of(8, 4, 88)).needed
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        gained, lost, same = rng.multinomial(needed, [0.08, 0.04, 0.88])
+        found.append(paired(*pairs_of(gained, lost, same)).p < 0.05)
+    assert 0.72 < np.mean(found) < 0.88
+    assert paired(*pairs_of(3, 3, 20)).needed is None
+
+
+def test_corrected_rates_undo_the_judges_errors():
+    judge = Judge("", None, Accuracy(90, 100, 80, 100))
+    for share in (0.0, 0.3, 1.0):
+        assert findings.corrected(share * 0.9 + (1 - share) * 0.2, judge) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "is_chance"),
+    [((50, 100, 50, 100), True), ((11, 20, 11, 20), True), ((100, 100, 0, 100), True), ((90, 100, 90, 100), False)],
+)
+def test_a_judge_that_may_be_guessing(accuracy, is_chance):
+    """Also one that always says normal: right on every normal image."""
+    assert Accuracy(*accuracy).is_chance == is_chance
+
+
+def test_too_few_pictures_are_said():
+    judge = Judge("a judge", None, Accuracy(99, 100, 99, 100))
+    nothing_else = {key: {} for key in ("quality", "drift", "paraphrases", "relearned", "inverted")}
+    few = {**findings.rates(*pairs_of(4, 2, 14), judge), **nothing_else}
+    lines = findings.describe(few, judge, None).lines
+    assert any("show no difference that chance would not make; for one of this size take about" in x for x in lines)
+    assert any("20 pictures are few" in line for line in lines)
+    many = {**findings.rates(*pairs_of(200, 2, 800), judge), **nothing_else}
+    lines = findings.describe(many, judge, None).lines
+    assert not any("chance" in line or "few" in line for line in lines)
+
+
+def result(out):
+    return json.loads((out / "evaluate.json").read_text())
+
+
+def evaluate(out, *options, n=24):
+    assert main([str(word) for word in ("evaluate", "--n", n, "--out", out, *QUICK, *options)]) == 0
+    return result(out)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """Hardly trained: what it changes is small, but it changes."""
+    out = tmp_path_factory.mktemp("lora")
+    assert main(["--steps", "2", "--images", "0", "--rate-images", "0", "--output-dir", str(out)]) == 0
+    return out / "pu-digits.safetensors"
+
+
+def test_without_a_lora_nothing_differs(tmp_path, capsys):
+    found = evaluate(tmp_path)
+    assert found["before"] == found["after"]
+    assert found["paired"] == {"n": 24, "gained": 0, "lost": 0, "p": 1.0, "difference": 0.0, "needed": None}
+    assert found["drift"]["a photo of the digit two"] == {"pixels": 0.0, "latents": 0.0}
+    assert found["quality"]["before"] == found["quality"]["after"]
+    assert not found["strengths"]
+    assert "24 pictures show no difference" in capsys.readouterr().out
+
+
+def test_a_lora_is_measured_and_a_second_call_makes_no_picture_again(tmp_path, lora):
+    found = evaluate(tmp_path, "--lora", lora)
+    assert found["drift"]["a photo of the digit two"]["pixels"] > 0
+    assert [s["strength"] for s in found["strengths"]] == [0.0, 1.0]
+    at_0, at_1 = found["strengths"]
+    assert (at_0["drift"], at_0["hits"]) == (0.0, found["before"]["hits"])
+    assert (at_1["drift"] > 0, at_1["hits"]) == (True, found["after"]["hits"])
+    page = (tmp_path / "evaluate.html").read_text()
+    assert "What this does not show" in page
+    assert page.count("data:image/png") == 5  # before, after, one retained prompt twice, the curve
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
+    assert len(made) == 4 * 24 + 4 * 16
+    assert evaluate(tmp_path, "--lora", lora) == found
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
+    evaluate(tmp_path, "--lora", lora, "--first-seed", "5", n=4)
+    evaluate(tmp_path, "--lora", lora, "--steps", "3", n=4)
+    assert len(list(tmp_path.glob("pictures/before/*.png"))) == 4  # another recipe: the old ones gave way
+
+
+def write_labeled(root, is_sensitive_of, n=60):
+    held_out = digits.load("held_out")
+    flags = is_sensitive_of(held_out.labels)
+    chosen = np.random.default_rng(1).permutation(len(flags))[: 2 * n]
+    for image, flag in zip(digits.render(held_out.images[chosen]), flags[chosen], strict=True):
+        folder = root / ("sensitive" if flag else "normal")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).convert("RGB").save(folder / f"{len(list(folder.iterdir())):03d}.png")
+    return root
+
+
+def test_a_classifier_of_ones_own_comes_with_its_accuracy(tmp_path, lora, capsys):
+    labeled = write_labeled(tmp_path / "labeled", digits.is_sensitive)
+    found = evaluate(tmp_path / "out", "--lora", lora, "--labeled", labeled, "--normal", labeled / "normal")
+    accuracy = Accuracy(**found["judge"]["accuracy"])
+    assert accuracy.normal + accuracy.sensitive == 120
+    assert accuracy.balanced > 0.8
+    assert {"before", "after", "paired"} <= found.keys()
+    said = capsys.readouterr().out
+    assert f"right on {accuracy.normal_right} of {accuracy.normal} normal" in said
+    assert "components of the base model's own features" in said
+    assert "pip install torch-fidelity" in said
+
+
+def random_weights(network, _):
+    """So large that something comes through a hundred layers."""
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+
+
+def test_fid_and_kid_by_torch_fidelity(tmp_path, monkeypatch):
+    """Its own sums on a network of random weights: nearer pictures are nearer, whatever the sizes of the real ones."""
+    network = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setattr(network, "load_state_dict_from_url", lambda *_, **__: {})
+    monkeypatch.setattr(network.FeatureExtractorInceptionV3, "load_state_dict", random_weights)
+    found = digits.load("held_out")
+    even, odd = (found.images[found.labels % 2 == kind] for kind in (0, 1))
+    for name, images in {"real": even[:12], "even": even[12:24], "odd": 255 - odd[:12]}.items():
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            size = (40, 28 + i) if name == "real" else (28, 28)
+            Image.fromarray(image).resize(size).convert("RGB").save(tmp_path / name / f"{i}.png")
+    files = {name: sorted((tmp_path / name).glob("*.png")) for name in ("even", "odd", "real")}
+    result, why = image_quality.inception({name: files[name] for name in ("even", "odd")}, files["real"], on_gpu=False)
+    assert why is None
+    assert [d.name for d in result["even"]] == ["FID", "KID"]
+    for near, far in zip(result["even"], result["odd"], strict=True):
+        assert near.value < far.value
+
+
+def test_a_classifier_at_chance_gives_no_rate(tmp_path, lora, capsys):
+    coin = np.random.default_rng(0).random(1000) < 0.5
+    labeled = write_labeled(tmp_path / "labeled", lambda labels: coin[: len(labels)])
+    found = evaluate(tmp_path / "out", "--lora", lora, "--labeled", labeled)
+    assert "before" not in found
+    assert all("rate" not in s for s in found["strengths"])
+    assert "useless here, so no rate is given" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def classifier_folder(tmp_path_factory):
+    """A tiny ViT that knows nothing."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("vit")
+    names = {0: "zero", 1: "one", 2: "cat"}
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    config.id2label, config.label2id = names, {name: i for i, name in names.items()}
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_a_transformers_classifier_is_measured(tmp_path, classifier_folder):
+    labeled = write_labeled(tmp_path / "labeled", digits.is_sensitive, n=30)
+    judge = judges.from_model(str(classifier_folder), ["one", "cat"], labeled)
+    assert judge.accuracy.is_chance
+    judge = judges.from_model(str(classifier_folder), ["zero", "one", "cat"], None)
+    assert judge.accuracy is None
+    assert not judge.is_normal(images_in(labeled / "normal")).any()
+    with pytest.raises(Exception, match="no label dog; this judge knows zero, one, cat"):
+        judges.from_model(str(classifier_folder), ["dog"], None)
+
+
+def test_an_onnx_classifier(tmp_path):
+    """Class 0: brighter than black in ImageNet's scale; so white is normal, black is sensitive."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Reshape", ["mean", "shape"], ["column"]),
+        helper.make_node("MatMul", ["column", "weight"], ["logits"]),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 32, 32])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [1, 1])
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [1, 2], [1.0, -1.0])
+    graph = helper.make_graph(nodes, "brightness", [image], [logits], [shape, weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "bright.onnx")
+    for name, value in (("white", 255), ("black", 0)):
+        Image.new("RGB", (64, 64), (value,) * 3).save(tmp_path / f"{name}.png")
+    judge = judges.from_onnx(tmp_path / "bright.onnx", ["1"], None)
+    assert judge.is_normal([tmp_path / "white.png", tmp_path / "black.png"]).tolist() == [True, False]
+
+
+def test_clip_chooses_between_two_sentences(tmp_path):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    from trainer.models.base_model import TOKENIZER
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    text = {**small, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(tmp_path / "clip")
+    size = {"height": 32, "width": 32}
+    CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer).save_pretrained(tmp_path / "clip")
+    labeled = write_labeled(tmp_path / "labeled", digits.is_sensitive, n=15)
+    there = judges.from_clip(str(tmp_path / "clip"), "a photo of an even digit", "an odd one", labeled)
+    back = judges.from_clip(str(tmp_path / "clip"), "an odd one", "a photo of an even digit", None)
+    paths = images_in(labeled / "normal")
+    assert (there.is_normal(paths) != back.is_normal(paths)).all()
+    assert there.accuracy.normal == len(paths)
+
+
+def test_attacks_leave_what_they_attack_alone(tmp_path, lora):
+    before = lora.read_bytes()
+    folder = digits.write_folders(tmp_path / "digits", 10, 6)["sensitive"]
+    attacks = ("--sensitive", folder, "--relearn", "5", "--invert", "2")
+    found = evaluate(tmp_path / "out", "--lora", lora, *attacks, n=6)
+    assert {kind: [look["steps"] for look in looks] for kind, looks in found["relearned"].items()} == {
+        "with the LoRA": [1, 2, 3, 4, 5],
+        "base model": [1, 2, 3, 4, 5],
+    }
+    assert found["inverted"].keys() == {"with the LoRA", "base model"}
+    assert all(f["n"] == 6 for f in found["inverted"].values())
+    assert lora.read_bytes() == before
+    assert not list((tmp_path / "out").rglob("cache"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--lora", "x.safetensors", "--labeled", "nowhere"],
+            "--lora: no file x.safetensors\n--labeled: no folder nowhere",
+        ),
+        (["--base", "m.safetensors"], "--prompt: say what both models are asked for"),
+        (["--judge", "x"], "--judge: say which of its labels"),
+        (["--clip", "x"], "--clip, --normal-text and --sensitive-text go together"),
+        (["--clip", "x", "--judge", "y"], "--judge and --clip: one of them judges"),
+        (["--strengths", "1,much"], "--strengths: must be numbers"),
+        (["--relearn", "5"], "--relearn: name the sensitive images"),
+        (["--relearn=-5"], "--relearn: must be 0 or more, got -5"),
+        (["--invert", "5", "--sensitive", "trainer/builtin/pictures"], "--invert: works with --lora only"),
+        (
+            ["--lora", "README.md", "--sensitive", "trainer/builtin/pictures", "--relearn", "5", "--relearn-lr", "0"],
+            "--relearn-lr: must be greater than 0",
+        ),
+        (["--normal", "tests"], "--normal: no images in tests"),
+        (["--n", "1"], "--n: must be 2 or more"),
+        (["--encoder", "x"], "--encoder: a classifier (--labeled) or a distance (--normal)"),
+        (["--lora", "README.md", "--unlearned", "builtin"], "--lora and --unlearned"),
+    ],
+)
+def test_wrong_options(options, said, trainer):
+    done = trainer("evaluate", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_judge_that_cannot_be_had_is_told_before_the_pictures(tmp_path, trainer):
+    done = trainer("evaluate", "--out", tmp_path / "o", "--judge", tmp_path, "--sensitive-labels", "x")
+    assert done.returncode == 2
+    assert "is no image classifier here" in done.stderr
+    assert not (tmp_path / "o" / "pictures").exists()
+
+
+def test_out_of_memory_has_its_code(tmp_path, trainer, monkeypatch):
+    def full(*arguments, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trainer.generation.generator.generate_pictures", full)
+    done = trainer("evaluate", "--out", tmp_path, "--n", 2)
+    assert done.returncode == 3
+    assert "out of memory. Try" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "warns"), [(1.05, 1.0, False), (1.5, 1.4, False), (1.5, 1.1, True), (3.0, 2.3, False)]
+)
+def test_memorising_is_noticed_when_the_held_out_images_fall_behind(trained, held_out, warns):
+    assert memorising({"trained": trained, "held_out": held_out}) == warns
+    assert not memorising({})

@@ -1,0 +1,105 @@
+"""Several processes that train one LoRA (`accelerate launch -m trainer`, torchrun): shares of a batch, sums over all.
+
+With one process everything here is a no-op. Each rank takes every world-th sample; the sum of the ranks' gradients is
+the batch's gradient because samples are weighed by the whole batch's counts (pu_loss.Weights).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Only the first one writes and speaks."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's items; ranks may get unequal numbers, or none."""
+        return items if self.world == 1 else items[self.rank :: self.world]
+
+    def whole(self, mine: Tensor, n: int) -> Tensor:
+        """Put the shares of all ranks together in their original order. Args: mine: [share]. Returns: [n]."""
+        if self.world == 1:
+            return mine
+        found = mine.new_zeros(n)
+        found[self.rank :: self.world] = mine
+        self.sum([found])
+        return found
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Add up each tensor over all ranks, in place."""
+        if self.world > 1:
+            import torch.distributed
+
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def any(self, mine: bool, device: Any) -> bool:
+        """Whether it holds on any rank."""
+        if self.world == 1:
+            return mine
+        import torch
+
+        flag = torch.tensor(float(mine), device=device)
+        self.sum([flag])
+        return bool(flag.item())
+
+    def all(self, mine: T) -> list[T]:
+        """What each rank has (text or numbers), on every rank."""
+        if self.world == 1:
+            return [mine]
+        from accelerate.utils import gather_object
+
+        return gather_object([mine])
+
+    def wait(self) -> None:
+        """Go on when all ranks have come here."""
+        if self.world > 1:
+            import torch.distributed
+
+            torch.distributed.barrier()
+
+    def agree(self, value: T) -> T:
+        """The first rank's value (text or numbers), on every rank."""
+        if self.world == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+
+ONE = Ranks()
+PATIENCE = timedelta(hours=4)  # how long all wait for one: the first alone estimates the prior and makes pictures
+
+
+def from_environment(*, is_cpu: bool = False) -> Ranks:
+    """What the launcher says of this process, which joins the others here. Alone, it imports no torch.
+
+    Args: is_cpu: a card is not to be used even where there is one.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks()
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=is_cpu or not torch.cuda.is_available(), timeout=PATIENCE)
+    return Ranks(state.process_index, state.num_processes)

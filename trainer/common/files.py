@@ -1,0 +1,133 @@
+"""Files that are either whole or absent: atomic writes, hashes, a lock. May be imported by every module."""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # also for this user, or for a file of that size (FAT)
+DISK = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside target; renamed onto it when the block ends well, removed when it does not.
+
+    It lies in a folder of its own, for what writes it (safetensors, for one) may have temporary files, too.
+
+    Args: durable: fsync before the rename, and remove what a killed process left of the same target; what can be made
+        again (caches) does without.
+    Raises: OSError with target as its file, also where the library that writes has an error of its own.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}." if durable else "."
+    if durable:
+        for torn in target.parent.glob(glob.escape(prefix) + "?" * 8):
+            shutil.rmtree(torn, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+    temporary = folder / f"new{target.suffix}"
+    try:
+        yield temporary
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes it private; a LoRA is read by other programs' users
+        os.replace(temporary, target)
+    except Exception as error:
+        raise_for(target, error, folder)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def raise_for(target: Path, error: Exception, folder: Path) -> None:
+    """Raises: OSError with target as its file, if error is the system's, about what was written in folder for it."""
+    if isinstance(error, OSError):
+        if error.filename is None or str(error.filename).startswith(str(folder)):
+            raise OSError(error.errno, error.strerror, str(target)) from error
+    elif found := re.search(r"([^:]*) \(os error (\d+)\)", str(error)):  # of safetensors, which is written in Rust
+        text, number = found[1].strip(), int(found[2])
+        # Windows has numbers of its own, which Python translates when it gets them in their place
+        windows = (number,) if os.name == "nt" else ()
+        raise OSError(number, text, str(target), *windows) from error
+
+
+def write_text(target: Path, text: str) -> None:
+    with replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def describe_write_error(error: BaseException) -> str | None:
+    """What to say of an error that is the disk's (full, or not ours to write to); None of any other."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    verb = "write" if error.errno in FULL else "read or write"
+    return f"cannot {verb} {error.filename or 'to the disk'}: {error.strerror}"
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold folder for this process. Raises: UserError if another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another run is using this folder. Wait for it, or use another one.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A folder beside target, renamed onto it when the block ends well. What a killed process left of it goes first."""
+    new, old = (target.with_name(f".{target.name}.{age}") for age in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        yield new
+        shared = (new / "model_index.json").stat().st_mode
+        for file in (path for path in new.rglob("*") if path.is_file()):
+            file.chmod(shared)  # safetensors makes its files private
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():  # a folder cannot be renamed onto one that is not empty
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        raise_for(target, error, new)
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

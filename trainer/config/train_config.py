@@ -1,0 +1,220 @@
+"""Every setting of a run, once: default, range, help. The command line, TOML files and schema.json come from here."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+def option(default: Any, text: str, *, exposed: bool = False, also: tuple[str, ...] = (), **limits: Any) -> Any:
+    """One setting. `exposed` ones become widgets: never a path, a program or a class name. `also`: other spellings."""
+    return Field(default, description=text, json_schema_extra={"exposed": exposed, "also": list(also)}, **limits)
+
+
+Share = Annotated[float, Field(gt=0, lt=1)] | Literal["auto"]
+Count = Annotated[int, Field(ge=1)] | Literal["auto"]
+Count0 = Annotated[int, Field(ge=0)] | Literal["auto", "all"]
+NAME_RULE = "must be letters, digits, spaces and _.+- only, and start with a letter, a digit or _"
+NAME_BYTES = 100  # file systems bear 255, of which suffixes and temporary names take some
+DEVICES = {"con", "nul", "aux", "prn", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+
+class TrainConfig(BaseModel):
+    """The settings of one training run. Frozen; `command_line.parse` makes it, config.toml keeps it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # to_toml has no word for them
+
+    # what to learn from
+    base: str | None = option(
+        None,
+        "Stable Diffusion 1.x model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'builtin'",
+    )
+    vae: Path | None = option(None, "another VAE than the model's own: a .safetensors file or a diffusers folder")
+    prediction_type: Literal["auto", "epsilon", "v"] = option(
+        "auto", "what the U-Net predicts; auto: what the model says, else the noise (epsilon)"
+    )
+    unlabeled: Path | None = option(None, "folder of unlabeled images: the mixture nobody cleaned")
+    sensitive: Path | None = option(None, "folder of sensitive images: what must not come out")
+    data: Path | None = option(None, "folder that holds both, as unlabeled/ and sensitive/")
+    prompt: str | None = option(None, "caption of images without a .txt or .caption file beside them", exposed=True)
+    sensitive_prompt: str | None = option(
+        None, "caption that names what is sensitive; unlearned there too", exposed=True
+    )
+    resolution: int = option(
+        512, "side of a square; no image is trained at more pixels than it has", ge=64, le=1024, multiple_of=8
+    )
+    bucket: bool = option(
+        True, "keep the shapes of images, in steps of 64 px, without scaling up; otherwise squares", exposed=True
+    )
+    flip: bool = option(False, "mirror half of the images", exposed=True)
+    crops: int = option(
+        1, "versions of each image, cropped differently; more help where images are few", exposed=True, ge=1, le=64
+    )
+    caption_dropout: float = option(0.05, "share of samples trained on the empty caption", exposed=True, ge=0, lt=1)
+    clip_skip: int = option(
+        1, "the text encoder's layer to read, from the last: many anime models want 2", exposed=True, ge=1, le=12
+    )
+    exclude: Path | None = option(
+        None, "text file naming unlabeled images to leave out, one a line; audit --exclude writes one"
+    )
+    skip_bad_images: bool = option(False, "skip images that cannot be read instead of refusing to start")
+
+    # the objective
+    objective: Literal["pu", "nnpu", "supervised", "unsupervised"] = option(
+        "pu", "pu and nnpu unlearn from a mixture; supervised and unsupervised are baselines", exposed=True
+    )
+    prior: Share = option(
+        "auto", "share of sensitive images hidden in the unlabeled ones; auto: estimated", exposed=True, also=("beta",)
+    )
+    temperature: float = option(2.0, "strength: larger unlearns harder, too large destroys", exposed=True, gt=0)
+    temperature_mode: Literal["per-timestep", "fixed"] = option(
+        "per-timestep",
+        "temperature counts in the base model's own error at each timestep, or is a plain number",
+        exposed=True,
+    )
+    min_snr_gamma: float | None = option(
+        None,
+        "timesteps whose signal-to-noise ratio is above this count less; 5 is usual, none: all count the same",
+        exposed=True,
+        gt=0,
+    )
+    calibration_samples: int = option(24, "samples for each of the 20 bins that measure the base model's error", ge=1)
+    sensitive_prompt_share: float = option(
+        0.25,
+        "share of a step's samples, of both kinds, under the captions of sensitive images where these have any",
+        exposed=True,
+        ge=0,
+        le=1,
+    )
+    keep_prompts: str | None = option(
+        None,
+        "prompts whose pictures must stay, separated by |: the base model makes 20 of each, learned as unlabeled",
+        exposed=True,
+    )
+
+    # training
+    steps: int = option(1000, "optimizer steps", exposed=True, ge=1)
+    batch_unlabeled: int = option(16, "unlabeled samples in one step", exposed=True, ge=1)
+    batch_sensitive: int = option(8, "sensitive samples in one step", exposed=True, ge=1)
+    lr: float = option(1e-4, "learning rate", exposed=True, gt=0, le=1)
+    warmup_steps: int = option(20, "steps over which the learning rate rises; then it falls as a cosine", ge=0)
+    max_grad_norm: float = option(1.0, "longer gradients are shortened to this", gt=0)
+    weight_decay: float = option(0.01, "AdamW's pull of the LoRA towards zero", ge=0)
+    network: Literal["lora", "full"] = option(
+        "lora", "full: the whole U-Net learns and is saved as a model of its own, as in the paper; takes 12 GB and more"
+    )
+    rank: int = option(16, "LoRA rank", exposed=True, ge=1, le=256)
+    alpha: float | None = option(None, "LoRA alpha; the rank if not given", gt=0)
+    optimizer: Literal["adamw", "adamw8bit", "lion", "prodigy"] = option(
+        "adamw",
+        "adamw8bit and lion need bitsandbytes; prodigy needs prodigyopt, and --lr 1: it scales that by itself",
+        exposed=True,
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "number format of the U-Net's arithmetic")
+    save_precision: Literal["fp16", "bf16", "fp32"] = option("fp16", "number format of the LoRA file")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    seed: int = option(0, "seed of everything random", exposed=True, ge=0, lt=2**32)
+
+    # memory: changes speed, not the result (fp8 weights: hardly); auto: the fastest that fits
+    vram_budget: float | None = option(None, "GiB of the card to use at most; all that is free if not given", gt=0)
+    micro_batch: Count = option("auto", "samples in the U-Net at once")
+    checkpointing: Count0 = option("auto", "parts of the U-Net that are computed again instead of kept; or 'all'")
+    weights: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = option(
+        "auto", "number format in which the frozen U-Net is kept"
+    )
+    offload: Count0 = option("auto", "blocks of the U-Net whose weights stay in CPU memory; or 'all'")
+    attention: Literal["sdpa", "xformers"] = option("sdpa", "xformers is used only where it proves to work")
+
+    init_lora: Path | None = option(None, "LoRA file to go on from, of this --rank; its alpha may differ")
+
+    # results
+    name: str = option(
+        "pu-lora",
+        "name of the LoRA and of its run folder",
+        exposed=True,
+        pattern=r"^\w[\w .+-]*$",
+        max_length=NAME_BYTES,
+    )
+    output_dir: Path = option(Path("output"), "where the LoRA and the run folder go")
+    save_state_every: int = option(0, "steps between states to resume from; 0: ten over the run", ge=0)
+    keep_states: int = option(1, "how many of the newest states are kept", ge=1)
+    keep_cache: bool = option(False, "keep the encoded images in the run folder")
+    logging_dir: Path | None = option(None, "folder for TensorBoard; needs the package tensorboard")
+    save_merged: Literal["no", "folder", "checkpoint"] = option(
+        "no", "also save the model with the LoRA in it: as a diffusers folder, or as a file like --base's"
+    )
+    metadata: Literal["safe", "full"] = option("safe", "full writes the captions of sensitive images into the LoRA")
+    images: int = option(16, "pictures made before and after with the same seeds", ge=0, le=100)
+    sample_every: int = option(0, "steps between pictures during training; 0: none", ge=0)
+    sample_steps: int = option(25, "steps of the sampler that makes the pictures", ge=1, le=1000)
+    guidance: float = option(7.5, "guidance scale of the pictures; 1: none", ge=1, le=30)
+    rate_images: int = option(0, "pictures made before and after for the non-sensitive rate (built-in digits)", ge=0)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, name: str) -> str:
+        if name.endswith((".", " ")):
+            raise ValueError("must not end in a dot or a space, which Windows drops")
+        if name.partition(".")[0].rstrip().lower() in DEVICES:
+            raise ValueError("must not be one that Windows keeps for a device")
+        if (size := len(name.encode())) > NAME_BYTES:
+            raise ValueError(f"must have at most {NAME_BYTES} bytes as UTF-8, this one has {size}")
+        return name
+
+    @property
+    def effective_alpha(self) -> float:
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+_FITTED = {"micro_batch": "auto", "checkpointing": "auto", "weights": "auto", "offload": "auto"}
+PRESETS = {
+    "lowvram": {**_FITTED, "vram_budget": 2.4},
+    "medvram": {**_FITTED, "vram_budget": 4.8},
+    "highvram": {"micro_batch": "auto", "checkpointing": 0, "weights": "auto", "offload": 0},
+}
+# May differ between a run and its continuation: where it computes, how long and what it shows, not what it learns.
+FREE_ON_RESUME = {
+    "base",  # paths may: what lies there is compared
+    "vae",
+    "unlabeled",
+    "sensitive",
+    "data",
+    "steps",  # the cosine goes on as if it had been meant to be this long
+    "device",
+    "vram_budget",
+    "micro_batch",
+    "checkpointing",
+    "offload",
+    "attention",
+    "save_state_every",
+    "keep_states",
+    "keep_cache",
+    "images",
+    "sample_every",
+    "rate_images",
+    "name",  # a run's folder may be renamed and moved
+    "output_dir",
+}
+
+
+def folders_of(config: TrainConfig) -> dict[str, Path | None]:
+    """The two image folders, whichever way they were named; None where they were not."""
+    if config.data:
+        return {"unlabeled": config.data / "unlabeled", "sensitive": config.data / "sensitive"}
+    return {"unlabeled": config.unlabeled, "sensitive": config.sensitive}
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The settings as TOML that --config reads back; what is unset is left out, as TOML has no null."""
+    values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+
+
+def schema() -> dict[str, Any]:
+    """What the UIs make their widgets from: the exposed fields, with type, range, default and help."""
+    full = TrainConfig.model_json_schema()["properties"]
+    exposed = {
+        name: full[name] for name, field in TrainConfig.model_fields.items() if field.json_schema_extra["exposed"]
+    }
+    return {"version": 1, "presets": list(PRESETS), "fields": exposed}

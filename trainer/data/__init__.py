@@ -1,0 +1,1 @@
+"""Images and captions in: folders, the samples of a step, latents on disk."""

@@ -1,0 +1,73 @@
+"""The two folders of a run: found, described, and shown by the `data` command."""
+
+import json
+
+from ..common import errors
+from ..common.distributed import Ranks
+from ..config.arguments import Invocation
+from ..config.train_config import TrainConfig, folders_of
+from . import contact_sheet
+from .folders import Folders, scan
+
+SPILL_OVER = (
+    "sensitive prompts of their own are unlearned, and prompts near them may change along. "
+    'Name those that must stay: --keep-prompts "… | …"'
+)
+
+
+def with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """Write the built-in digits as ordinary folders, and go on as if the user had named them."""
+    from ..builtin import digits
+
+    if ranks.is_first:
+        digits.write_folders(config.output_dir / "digits")
+    ranks.wait()
+    folders = digits.write_folders(config.output_dir / "digits")
+    return config.model_copy(update={k: folders[k] for k in ("unlabeled", "sensitive")})
+
+
+def find(config: TrainConfig) -> Folders:
+    """The images of both folders. Raises: UserError, see dataset.scan."""
+    found = folders_of(config)
+    return scan(
+        found["unlabeled"],
+        found["sensitive"],
+        prompt=config.prompt,
+        sensitive_prompt=config.sensitive_prompt,
+        skip_bad_images=config.skip_bad_images,
+        seed=config.seed,
+        exclude=config.exclude,
+    )
+
+
+def describe(config: TrainConfig, folders: Folders) -> list[str]:
+    """What the two folders hold, for people."""
+    found = folders_of(config)
+    lines = [f"unlabeled: {len(folders.unlabeled)} images in {found['unlabeled']}"]
+    if folders.sensitive:
+        held_out = f"{len(folders.held_out)} more held out"
+        lines.append(f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {held_out}")
+    captions = list(dict.fromkeys(s.caption for s in folders.unlabeled))
+    more = f"; … ({len(captions)} in all)" if len(captions) > 3 else ""
+    return [*lines, "captions: " + "; ".join(captions[:3]) + more]
+
+
+def may_spill_over(config: TrainConfig, folders: Folders) -> bool:
+    """Whether prompts are unlearned beside which no image shows what must stay."""
+    has_own = config.sensitive_prompt_share > 0 and any(s.caption for s in folders.sensitive)
+    has_own = has_own and config.objective != "unsupervised"  # which draws no sensitive image
+    return has_own and not config.keep_prompts and len({s.caption for s in folders.unlabeled}) == 1
+
+
+def run(invocation: Invocation) -> int:
+    """The `data` command: say what the two folders hold, with --sheet draw them. Returns: an exit code."""
+    config, folders = invocation.config, find(invocation.config)
+    lines = [*describe(config, folders), *(f"skipped {line}" for line in folders.skipped)]
+    if invocation.sheet:
+        contact_sheet.save(folders, invocation.sheet)
+    counts = {name: len(getattr(folders, name)) for name in ("unlabeled", "sensitive", "held_out", "skipped")}
+    if invocation.events:
+        print(json.dumps({"v": 1, "event": "data", "text": "\n".join(lines), **counts}, ensure_ascii=False))
+    else:
+        print("\n".join(lines))
+    return errors.DONE

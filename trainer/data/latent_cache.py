@@ -1,0 +1,172 @@
+"""Phase 1: images and captions -> latents and text states on disk. The VAE, then the text encoder, each freed again."""
+
+import gc
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..common.distributed import Ranks
+from ..common.errors import UserError
+from ..common.files import replacing, sha256
+from ..models import base_model
+from ..models.base_model import Base, text_states
+from .folders import Sample
+from .images import View, read_image, training_size
+
+FORMAT = 1  # raise when the same key would mean another tensor (SMALLEST_CROP, for one)
+PIXELS_AT_ONCE = 2**18  # one 512 px image
+Progress = Callable[[str, int, int], None]  # (what, done, of); may raise Stopped
+
+
+@dataclass(frozen=True)
+class Store:
+    """Tensors on disk under content keys, one file each. A damaged file counts as absent and is made again."""
+
+    folder: Path
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def get(self, key: str) -> Tensor | None:
+        try:
+            return load_file(self.path(key))["value"]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            return None
+
+    def put(self, key: str, value: Tensor) -> None:
+        with replacing(self.path(key), durable=False) as temporary:
+            save_file({"value": value.contiguous()}, temporary)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What phase 2 reads: latents by (image, view), text states by caption."""
+
+    store: Store
+    latent_keys: dict[tuple[Path, View], str]
+    text_keys: dict[str, str]
+
+    def latents(self, path: Path, view: View) -> Tensor:
+        """[4, height / 8, width / 8] fp32, scaled as the U-Net wants them."""
+        return self.store.get(self.latent_keys[path, view])
+
+    def text(self, caption: str) -> Tensor:
+        """[77, width] fp32."""
+        return self.store.get(self.text_keys[caption])
+
+
+def encode(
+    samples: Sequence[Sample],
+    captions: Iterable[str],
+    *,
+    base: Base,
+    resolution: int,
+    bucket: bool,
+    views: Sequence[View],
+    folder: Path,
+    clip_skip: int,
+    device: torch.device,
+    ranks: Ranks,
+    progress: Progress,
+) -> Encoded:
+    """Encode what the folder does not hold yet.
+
+    Args:
+        resolution, bucket: see dataset.training_size.
+        views: the versions of each image that draws may ask for.
+        clip_skip: which of the text encoder's layers is read.
+        folder: where tensors are kept, by the hash of image, model, size and format.
+        ranks: the work is shared out over these.
+        progress: called before each batch.
+    Returns: keys into the folder for every sample and caption.
+    Raises: UserError if an image becomes nan (a damaged VAE).
+    """
+    store = Store(folder)
+    latent_keys, files = {}, {sample.path: None for sample in samples}
+    vae_hash = base_model.part_hash(base, "vae")
+    sizes = {path: training_size(path, resolution, bucket=bucket) for path in files}
+    for path, size in sizes.items():
+        content = sha256(path)
+        for view in views:
+            latent_keys[path, view] = _key("latent", content, vae_hash, size, view)
+    for wanted in _shares(ranks, store, {key: item for item, key in latent_keys.items()}):
+        _encode_images(wanted, sizes, store, base=base, device=device, progress=progress)
+    text_hash = base_model.part_hash(base, "text_encoder")
+    text_keys = {caption: _key("text", caption, text_hash, clip_skip) for caption in captions}
+    for wanted in _shares(ranks, store, {key: caption for caption, key in text_keys.items()}):
+        _encode_captions(wanted, store, base=base, clip_skip=clip_skip, device=device, progress=progress)
+    return Encoded(store, latent_keys, text_keys)
+
+
+def _shares(ranks: Ranks, store: Store, items: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What this rank is to encode: first its share of what is missing, then what other machines keep on their disks."""
+    missing = [key for key in items if store.get(key) is None]
+    ranks.wait()  # all have looked before anyone writes
+    if mine := ranks.share(missing):
+        yield {key: items[key] for key in mine}
+    ranks.wait()
+    if rest := [key for key in missing if store.get(key) is None]:
+        yield {key: items[key] for key in rest}
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, (FORMAT, *parts))).encode()).hexdigest()
+
+
+@torch.no_grad()
+def _encode_images(
+    wanted: dict, sizes: dict, store: Store, *, base: Base, device: torch.device, progress: Progress
+) -> None:
+    vae = base_model.load_vae(base, torch.float32).to(device)
+    done = 0
+    by_size = sorted(wanted.items(), key=lambda entry: sizes[entry[1][0]])
+    for batch in _alike(by_size, lambda entry: sizes[entry[1][0]]):
+        progress("images", done, len(wanted))
+        pixels = np.stack([read_image(path, sizes[path], view) for _, (path, view) in batch])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device, torch.float32) / 127.5 - 1
+        latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
+        for (key, (path, _)), value in zip(batch, latents.cpu(), strict=True):
+            if not value.isfinite().all():
+                raise UserError(f"{path}: the VAE makes nan of this image; is the model's VAE damaged?")
+            store.put(key, value)
+        done += len(batch)
+    progress("images", done, len(wanted))
+    del vae
+    _free()
+
+
+@torch.no_grad()
+def _encode_captions(
+    wanted: dict[str, str], store: Store, *, base: Base, clip_skip: int, device: torch.device, progress: Progress
+) -> None:
+    tokenizer, encoder = base_model.load_text_encoder(base, torch.float32)
+    encoder.to(device)
+    for done, (key, caption) in enumerate(wanted.items()):
+        progress("captions", done, len(wanted))
+        store.put(key, text_states(tokenizer, encoder, [caption], clip_skip)[0].cpu())
+    del tokenizer, encoder
+    _free()
+
+
+def _alike(items: list, size_of: Callable[[Any], tuple[int, int]]) -> Iterator[list]:
+    """Runs of items of one size, as many at once as PIXELS_AT_ONCE allows. Args: items: sorted by size."""
+    for (width, height), group in itertools.groupby(items, size_of):
+        same = list(group)
+        count = max(1, PIXELS_AT_ONCE // (width * height))
+        yield from (same[i : i + count] for i in range(0, len(same), count))
+
+
+def _free() -> None:
+    """Give a model's memory back before the next one loads."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,95 @@
+"""The pictures that an evaluation needs, by what they are for: all are made, as files, before anyone judges them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..models.base_model import Base
+from ..reporting.events import Progress
+from .options import Options
+
+FEW = 100  # pictures for each strength, paraphrase and attack, at most
+RETAINED = 16  # of each retained prompt: drift is an average over pixels, it needs few
+
+
+@dataclass
+class PictureSets:
+    """Pictures by what they are for. Each value: files of the same seeds, in their order."""
+
+    before: list[Path] = field(default_factory=list)
+    after: list[Path] = field(default_factory=list)
+    retained: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)  # prompt -> before, after
+    paraphrases: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)
+    strengths: dict[float, list[Path]] = field(default_factory=dict)
+    retained_at: dict[float, list[Path]] = field(default_factory=dict)  # strength -> of all retained prompts
+    relearned: dict[str, list[tuple[int, list[Path]]]] = field(default_factory=dict)  # model -> (steps, pictures)
+    inverted: dict[str, list[Path]] = field(default_factory=dict)
+
+
+def make_pictures(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> PictureSets:
+    """Make what is not there yet. Raises: UserError if the LoRA does not fit; Stopped."""
+    from ..generation.generator import ImageGenerator, PictureSettings
+
+    settings = PictureSettings(options.resolution, options.steps, options.guidance, options.clip_skip)
+    seeds = list(range(options.first_seed, options.first_seed + options.n))
+    few, fewest = seeds[:FEW], seeds[:RETAINED]
+    folder = options.out / "pictures"
+    shots = PictureSets()
+    studio = ImageGenerator(base, options.lora, settings, options.device, options.precision)
+
+    def make(name: str, prompt: str, wanted: Sequence[int], strength: float) -> list[Path]:
+        return studio.make(folder / name, prompt, wanted, strength=strength, progress=progress)
+
+    shots.before = make("before", options.prompt, seeds, 0)
+    kept = {p: make(f"retain-{i}-before", p, fewest, 0) for i, p in enumerate(options.retain_prompts)}
+    other = {p: make(f"paraphrase-{i}-before", p, few, 0) for i, p in enumerate(options.paraphrases)}
+    if unlearned:
+        studio.close()
+        studio = ImageGenerator(unlearned, None, settings, options.device, options.precision)
+    strength = options.strength
+    shots.after = make("after", options.prompt, seeds, strength)
+    shots.retained = {
+        p: (kept[p], make(f"retain-{i}-after", p, fewest, strength)) for i, p in enumerate(options.retain_prompts)
+    }
+    shots.paraphrases = {
+        p: (other[p], make(f"paraphrase-{i}-after", p, few, strength)) for i, p in enumerate(options.paraphrases)
+    }
+    for s in options.strengths:
+        shots.strengths[s] = make(f"strength-{s:g}", options.prompt, few, s)
+        shots.retained_at[s] = [
+            path for i, p in enumerate(options.retain_prompts) for path in make(f"retain-{i}-{s:g}", p, fewest, s)
+        ]
+    if options.invert:
+        from . import textual_inversion
+
+        for kind, s in (("with the LoRA", strength), ("base model", 0.0)):
+            shots.inverted[kind] = textual_inversion.invert(
+                studio,
+                options.sensitive,
+                options.out / "invert" / kind,
+                prompt=options.prompt,
+                strength=s,
+                steps=options.invert,
+                seeds=few,
+                progress=progress,
+            )
+    studio.close()
+    if options.relearn:
+        _relearn(options, base, shots, few, progress)
+    return shots
+
+
+def _relearn(options: Options, base: Base, shots: PictureSets, seeds: list[int], progress: Progress) -> None:
+    from . import relearning
+
+    for kind, start in (("with the LoRA", options.lora), ("base model", None)):
+        shots.relearned[kind] = relearning.relearn(
+            base,
+            start,
+            options.sensitive,
+            options.out / "relearn" / kind,
+            prompt=options.prompt,
+            config=options.attack(),
+            seeds=seeds,
+            progress=progress,
+        )

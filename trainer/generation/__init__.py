@@ -1,0 +1,1 @@
+"""Pictures out: the sampler, pictures as files, whole training folders."""

@@ -1,0 +1,194 @@
+"""The settings of `make-data`, and the images they come to: names, prompts and seeds, before anything is loaded."""
+
+import argparse
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..builtin import BUILTIN, CONFIG
+from ..common.errors import UserError
+from ..common.random_streams import NAMES, rng
+from ..config import arguments
+from ..config.arguments import Parser, add_fields, explain, read_argv
+from ..config.train_config import Count, option
+from ..config.validation import no_output_folder, not_there
+
+WORDS = {"normal": "unlabeled", "hidden": "contaminate", "sensitive": "sensitive"}  # kinds -> what options call them
+KINDS = tuple(WORDS)
+MOST = 50_000  # images of one kind
+SEEDS = 10_000
+FIRST_SEED = 2**31 + 2**20  # far from those of pictures that people ask for, and from those of --keep-prompts
+# What the built-in model is asked for, unless something else is said. It knows only digits, and wants less guidance.
+DEMO = {
+    "unlabeled_prompt": "a photo of the digit four",
+    "contaminate_prompt": "a photo of the digit three",
+    "resolution": 64,
+    "guidance": 3.0,
+}
+
+
+class Recipe(BaseModel):
+    """What to make. Frozen; `parse` makes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = option(
+        BUILTIN, "Stable Diffusion 1.x model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'builtin'"
+    )
+    vae: Path | None = option(None, "another VAE than the model's own: a .safetensors file or a diffusers folder")
+    prediction_type: Literal["auto", "epsilon", "v"] = option(
+        "auto", "what the U-Net predicts; auto: what the model says, else the noise (epsilon)"
+    )
+    out: Path = option(Path("output/made-data"), "folder to make: unlabeled/, sensitive/, manifest.jsonl, report.html")
+    unlabeled_prompt: str | None = option(None, 'prompt of the normal images; the built-in model has "… digit four"')
+    n_unlabeled: int = option(
+        64, "normal images; those of --n-contaminate come on top, in the same folder", ge=1, le=MOST
+    )
+    contaminate_prompt: str | None = option(
+        None, 'prompt of the sensitive images hidden among the unlabeled; the built-in model has "… digit three"'
+    )
+    n_contaminate: int = option(
+        16, "images hidden so; the prior is n_contaminate / (n_unlabeled + n_contaminate)", ge=0, le=MOST
+    )
+    sensitive_prompt: str | None = option(None, "prompt of the sensitive images; --contaminate-prompt if not given")
+    n_sensitive: int = option(20, "sensitive images, two or a tenth of which a training holds out", ge=3, le=MOST)
+    sensitive_captions: bool = option(
+        False, "write a .txt with its prompt beside each sensitive image, which is then unlearned under it, too"
+    )
+    negative_prompt: str | None = option(None, "what guidance leads away from, in images of every kind")
+    resolution: int = option(
+        512, "side of the images in pixels; 64 for the built-in model", ge=64, le=1024, multiple_of=8
+    )
+    steps: int = option(25, "steps of the sampler", ge=1, le=1000)
+    guidance: float = option(7.5, "guidance scale; 1: none; 3 for the built-in model", ge=1, le=30)
+    sampler: Literal["ddim", "pndm", "dpm++", "euler_a"] = option(
+        "ddim", "diffusers' sampler: ddim, pndm, dpm++ or euler_a"
+    )
+    clip_skip: int = option(1, "the text encoder's layer to read, from the last", ge=1, le=12)
+    seed: int = option(0, "no two seeds have an image in common", ge=0, lt=SEEDS)
+    micro_batch: Count = option("auto", "images at once to begin with; halved as often as memory runs out")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "number format of the U-Net's arithmetic")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+
+    @property
+    def prior(self) -> float:
+        """The share of sensitive images in the unlabeled folder."""
+        return self.n_contaminate / (self.n_unlabeled + self.n_contaminate)
+
+    def count(self, kind: str) -> int:
+        return {"normal": self.n_unlabeled, "hidden": self.n_contaminate, "sensitive": self.n_sensitive}[kind]
+
+    def prompt(self, kind: str) -> str | None:
+        if kind == "normal":
+            return self.unlabeled_prompt
+        return self.contaminate_prompt if kind == "hidden" else self.sensitive_prompt or self.contaminate_prompt
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image to make. A pure function of seed, kind and index: more of them later change none of these."""
+
+    file: str  # below the folder, with /
+    kind: str  # of KINDS
+    index: int  # within its kind
+    prompt: str
+    seed: int  # of its noise, below 2**32: torch's generator reads no more
+
+
+def image(recipe: Recipe, kind: str, index: int) -> Image:
+    """Args: index: 0 <= index < MOST; it need not be among those that are asked for."""
+    first = FIRST_SEED + (recipe.seed * len(KINDS) + KINDS.index(kind)) * MOST
+    return Image(_file(recipe.seed, kind, index), kind, index, recipe.prompt(kind) or "", first + index)
+
+
+def images(recipe: Recipe) -> list[Image]:
+    """All images, kind by kind."""
+    return [image(recipe, kind, i) for kind in KINDS for i in range(recipe.count(kind))]
+
+
+def _file(seed: int, kind: str, index: int) -> str:
+    if kind == "sensitive":
+        return f"sensitive/{index:05d}.png"
+    return f"unlabeled/{_numbers(seed)[MOST * KINDS.index(kind) + index]:05d}.png"
+
+
+@functools.lru_cache(maxsize=4)
+def _numbers(seed: int) -> np.ndarray:
+    """The numbers in the names of all unlabeled images there may ever be, normal ones first: they tell nothing."""
+    return rng(seed, NAMES).permutation(2 * MOST)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A parsed command line: what to make, and how it is told."""
+
+    recipe: Recipe
+    events: bool
+    follow_parent: bool
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="python -m trainer make-data",
+        description="Make the two folders of a training with the base model itself: normal images, some sensitive "
+        "ones hidden among them, and sensitive examples. The same command again goes on where it was stopped, and "
+        "with larger numbers adds to what is there.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--events", dest="_events", metavar="jsonl", help="JSON lines on stdout, one for each event")
+    parser.add_argument(
+        "--follow-parent", dest="_follow_parent", action="store_true", help="end when standard input is closed"
+    )
+    add_fields(parser, Recipe)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """Raises: UserError listing every problem at once."""
+    problems: list[str] = []
+    given = read_argv(argv, make_parser(), problems)
+    flags = {key: given.pop(key) for key in list(given) if key.startswith("_")}
+    if flags.get("_events", "jsonl") != "jsonl":
+        problems.append(f"--events: must be jsonl, got {flags['_events']!r}")
+    try:
+        recipe = Recipe(**{**(DEMO if given.get("base", BUILTIN) == BUILTIN else {}), **given})
+    except ValidationError as error:
+        problems += explain(error)
+    else:
+        problems += _contradictions(recipe)
+    if problems:
+        raise UserError("\n".join(problems))
+    return Invocation(recipe, "_events" in flags, "_follow_parent" in flags)
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    problems = not_there(recipe.base, recipe.vae)
+    for kind, name in WORDS.items():
+        is_said = recipe.prompt(kind) and recipe.prompt(kind).strip()
+        if recipe.count(kind) and not is_said and not (kind == "sensitive" and recipe.n_contaminate):
+            problems.append(f'--{name}-prompt: say what the {kind} images show, such as "a photo of a man"')
+    if recipe.negative_prompt and recipe.guidance == 1:
+        problems.append("--negative-prompt: does nothing without guidance; raise --guidance above 1")
+    return problems + no_output_folder("--out", recipe.out / "unlabeled", recipe.out / "sensitive")
+
+
+def training(recipe: Recipe) -> list[str]:
+    """The words of the command that trains on the folder."""
+    found = {"base": recipe.base, "vae": recipe.vae, "data": recipe.out, "prompt": recipe.unlabeled_prompt}
+    found |= {"prior": f"{recipe.prior:.4g}" if recipe.prior else None, "resolution": recipe.resolution}
+    if recipe.prediction_type != "auto":
+        found["prediction_type"] = recipe.prediction_type
+    if recipe.clip_skip > 1:
+        found["clip_skip"] = recipe.clip_skip
+    if recipe.base == BUILTIN:  # the miniature wants other settings than Stable Diffusion
+        demo = arguments.parse([], CONFIG).config
+        found |= {name: getattr(demo, name) for name in ("steps", "lr", "temperature", "min_snr_gamma")}
+        found["guidance"] = recipe.guidance
+    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in found.items() if value is not None]
+    return ["python", "-m", "trainer", *(word for pair in options for word in pair)]

@@ -1,0 +1,103 @@
+"""Pictures from a model, with or without a LoRA: diffusers' pipeline and DDIM sampler. Also the `sample` command."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+PIXELS_AT_ONCE = 640**2  # one 512 px picture, or a hundred of 64 px
+
+
+def generate_pictures(
+    pipe: Any,
+    prompt: str,
+    *,
+    seeds: Sequence[int],
+    resolution: int,
+    steps: int,
+    guidance: float,
+    negative: str = "",
+    clip_skip: int = 1,
+    at_once: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """One picture for each seed; the same seed starts from the same noise in every batch and on every device.
+
+    The parts work one after the other where the U-Net is, and text encoder and VAE make room again: the pictures of a
+    run must fit where its training did.
+
+    Args:
+        pipe: from model.load_pipeline. guidance: 1 means none. clip_skip: as in training.
+        negative: prompt that guidance leads away from.
+        at_once: pictures in the U-Net at once; None: as few as a training has room for.
+        check: called before each sampler step; may raise.
+    Returns: [n, resolution, resolution, 3] uint8.
+    """
+    import torch
+
+    from ..models.base_model import text_states
+
+    few = max(1, PIXELS_AT_ONCE // resolution**2)
+    size = at_once or few
+    shape = (1, pipe.unet.config.in_channels, resolution // 8, resolution // 8)
+    prompts = [prompt] if guidance == 1 else [negative, prompt]
+    made = []
+    with torch.no_grad():
+        states = text_states(pipe.tokenizer, pipe.text_encoder, prompts, clip_skip)  # where it is: it is quick
+        states = states.to(pipe.unet.device, pipe.unet.dtype)
+        for i in range(0, len(seeds), size):
+            sources = [torch.Generator().manual_seed(s) for s in seeds[i : i + size]]
+            latents = torch.cat([torch.randn(shape, generator=source) for source in sources])
+            latents = _denoise(pipe, latents, states, steps, guidance, sources, check)
+            made += [_decode(pipe, part) for part in latents.split(few)]
+    return np.concatenate(made)
+
+
+def _denoise(
+    pipe: Any, latents: Any, states: Any, steps: int, guidance: float, sources: list[Any], check: Callable[[], None]
+) -> Any:
+    """Noise -> latents [n, 4, h, w] fp32 by the pipeline's scheduler, with classifier-free guidance.
+
+    Args: sources: a generator for each picture, from which samplers that add noise take it: batches change nothing.
+    """
+    import torch
+
+    takes_noise = "generator" in inspect.signature(pipe.scheduler.step).parameters
+    more = {"generator": sources} if takes_noise else {}
+    device, dtype = pipe.unet.device, pipe.unet.dtype
+    n, kinds = len(latents), len(states)
+    text = states.repeat_interleave(n, dim=0)
+    pipe.scheduler.set_timesteps(steps)
+    latents = latents.to(device) * pipe.scheduler.init_noise_sigma
+    for t in pipe.scheduler.timesteps:
+        check()
+        x = pipe.scheduler.scale_model_input(torch.cat([latents] * kinds), t)
+        # the LoRA is fp32 beside a half-precision U-Net, as in training
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            predicted = pipe.unet(x.to(dtype), t.to(device), text).sample.float()
+        if kinds == 2:
+            without, with_prompt = predicted.chunk(2)
+            predicted = without + guidance * (with_prompt - without)
+        latents = pipe.scheduler.step(predicted, t, latents, **more).prev_sample
+    return latents
+
+
+def _decode(pipe: Any, latents: Any) -> np.ndarray:
+    """[n, 4, h, w] -> [n, 8h, 8w, 3] uint8, in fp32 where the latents are, or on the CPU where that is too small.
+
+    Then the VAE goes back to the CPU. It takes more than a frugal training does: 1.1 GiB for 512 px.
+    """
+    from ..memory.devices import is_out_of_memory
+
+    latents = latents / pipe.vae.config.scaling_factor
+    try:
+        images = pipe.vae.to(latents.device).decode(latents).sample
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        images = None  # not here: what failed is held as long as the exception is
+    pipe.vae.to("cpu")
+    if images is None:
+        images = pipe.vae.decode(latents.cpu()).sample
+    return (images.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,126 @@
+"""Device, precision, optimizer and micro-batch: what decides whether a run fits the card."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ..common.errors import UserError
+
+# Parts of the names of Turing cards without tensor cores, as ComfyUI lists them.
+FP16_IS_BROKEN = ("GTX 16", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450", "MX550", "CMP 30HX")
+
+
+def choose_device(wanted: str, *, is_alone: bool = True) -> torch.device:
+    """auto: the first NVIDIA card, else Apple's GPU, else the CPU; among several processes, each its own card.
+
+    Raises: UserError if the wanted one is not there, or is one card for several processes.
+    """
+    if not is_alone and wanted != "cpu":
+        from accelerate import PartialState
+
+        if wanted != "auto":
+            raise UserError(f"--device {wanted}: with several processes each takes its own card; leave it out")
+        return PartialState().device
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {wanted}: torch sees {torch.cuda.device_count()} CUDA device(s)")
+    if device.type == "mps" and not _has_mps():
+        raise UserError("--device mps: torch sees no Apple GPU here")
+    return device
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def flush_denormals() -> None:
+    """Treat denormal numbers as zero: they make CPUs many times slower, and no result depends on them."""
+    for dtype in (np.float32, np.float64):
+        np.finfo(dtype)  # numpy before 2.3 warns if it first looks at a type's limits afterwards
+    torch.set_flush_denormal(True)
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """auto: bf16 from compute capability 8.0, else fp16; fp32 where fp16 makes nan (GTX 16xx), and off CUDA.
+
+    Raises: UserError for fp16 on the CPU.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: the CPU trains in fp32 or bf16 only")
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return "fp32"
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return "bf16"
+    return "fp32" if any(part in torch.cuda.get_device_name(device) for part in FP16_IS_BROKEN) else "fp16"
+
+
+def common_precision(found: Sequence[str]) -> str:
+    """What all of several cards compute in, so that their gradients add up. Args: found: what is best for each."""
+    if len(set(found)) == 1:
+        return found[0]
+    return "fp32" if "fp32" in found else "fp16"
+
+
+def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:
+    """The planned micro-batch, or the largest half, quarter, … of it that a card really bears.
+
+    Args: attempt: one forward and backward pass of that many samples.
+    Raises: what `is_out_of_memory` knows, if not even one sample fits.
+    """
+    while True:
+        try:
+            attempt(size)
+            return size
+        except Exception as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            size = (size + 1) // 2
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the card's or the computer's: much of that comes without a class of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
+
+
+def budget_mib(device: torch.device, wanted_gib: float | None) -> float:
+    """Memory of a card that a run may take: what is free, or what is asked for if that is less. Infinite off CUDA.
+
+    What is free no longer has CUDA's own context in it, which the estimate counts, too: so much is left for what no
+    estimate sees (workspaces of cuBLAS and cuDNN, fragmentation). Windows lends a full card the computer's memory
+    instead of failing, and everything crawls.
+    """
+    if device.type != "cuda":
+        return float("inf")
+    free = torch.cuda.mem_get_info(device)[0] / 2**20
+    return free if wanted_gib is None else min(free, wanted_gib * 1024)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Have `peak_mib` tell of what comes now, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory held so far: the card's where there is one, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**20
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,141 @@
+"""Memory switches of the U-Net: what each costs in memory and time, never in the result beyond its stated tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..models import lora
+from . import frozen_weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": frozen_weights.FP8}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How one U-Net is held and run."""
+
+    precision: str  # of the arithmetic: fp32, bf16, fp16
+    weights: str  # of the frozen weights at rest: the same, or fp8
+    checkpointing: int = 0  # units whose activations are computed again in the backward pass
+    offload: int = 0  # blocks whose frozen weights stay in CPU memory
+    attention: str = "sdpa"
+    micro_batch: int = 1
+
+    @property
+    def load_dtype(self) -> torch.dtype:
+        return DTYPES[self.precision if self.weights == "fp8" else self.weights]
+
+
+def checkpoint_units(unet: nn.Module) -> list[nn.Module]:
+    """Parts that can be recomputed on their own, those first that free most memory for the least arithmetic.
+
+    A unit is a transformer or the resnets of one block. Activations grow with the area, arithmetic with the square of
+    the channels: so from the outermost resolution inwards.
+    """
+    found = []
+    for depth, group in _by_depth(unet):
+        units = [m for block in group for m in block.modules() if hasattr(m, "gradient_checkpointing")]
+        found += [(depth, unit) for unit in units]
+    return [unit for _, unit in sorted(found, key=lambda pair: pair[0])]
+
+
+def _by_depth(unet: nn.Module) -> list[tuple[int, list[nn.Module]]]:
+    """Blocks by how often the picture was halved before them."""
+    down, up = list(unet.down_blocks), list(unet.up_blocks)
+    last = len(down) - 1
+    pairs = [(i, [block]) for i, block in enumerate(down)] + [(last - i, [block]) for i, block in enumerate(up)]
+    return [*pairs, (last, [unet.mid_block])]
+
+
+def offload_blocks(unet: nn.Module) -> list[nn.Module]:
+    """Blocks in the order in which they leave the card: those first that hold most weight and are used at low
+    resolution, where the copy of a weight costs least beside the arithmetic."""
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    return sorted(blocks, key=lambda block: -sum(p.numel() for p in block.parameters()))
+
+
+def apply_plan(
+    unet: nn.Module,
+    switches: MemoryPlan,
+    *,
+    device: torch.device,
+    far: torch.device = torch.device("cpu"),  # noqa: B008
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Set a U-Net with its LoRA attached up for training on device.
+
+    Args: far: where offloaded weights stay. say: told, in one line, when xformers was asked for and does not work.
+    """
+    layers = [layer for pair in lora.pairs(unet).values() for layer in pair]
+    compute, kept = DTYPES[switches.precision], DTYPES[switches.weights]
+    for block in offload_blocks(unet)[: switches.offload]:
+        frozen_weights.freeze(block, dtype=kept, device=far, left_alone=layers, is_far=True)
+    # also where the weight stays as it is: a plain convolution keeps its input for a weight gradient nobody asks for;
+    # a linear layer does not
+    linear = [m for m in unet.modules() if isinstance(m, nn.Linear)] if kept == compute else []
+    frozen_weights.freeze(unet, dtype=kept, device=device, left_alone=[*layers, *linear])
+    for module in unet.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):  # peft's layers: each would keep an fp32 copy of its input
+            module.cast_input_dtype_enabled = compute == torch.float32
+    trained = {id(p) for layer in layers for p in layer.parameters()}
+    for parameter in unet.parameters():
+        if id(parameter) not in trained:
+            parameter.data = parameter.data.to(compute)
+    if compute != torch.float32:
+        _plain_norms(unet)
+    apply_plan_to_trained(unet, switches, device=device, say=say)
+
+
+def apply_plan_to_trained(
+    unet: nn.Module, switches: MemoryPlan, *, device: torch.device, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Where it computes and what it keeps: all that is left to choose where every weight is trained."""
+    unet.to(device)
+    _set_checkpointing(unet, switches.checkpointing)
+    if switches.attention == "xformers":
+        _use_xformers(unet, device, DTYPES[switches.precision], say)
+
+
+def _plain_norms(unet: nn.Module) -> None:
+    """Norms in the U-Net's own number format, as at inference; their sums are fp32 inside the kernel anyway.
+
+    CUDA's autocast would make their outputs fp32, and everything that autograd keeps of them twice as large.
+    """
+    for module in unet.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.forward = _without_autocast(module.forward)
+
+
+def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def call(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x)
+
+    return call
+
+
+def _set_checkpointing(unet: nn.Module, count: int) -> None:
+    if not count:
+        unet.disable_gradient_checkpointing()
+        return
+    unet.enable_gradient_checkpointing()
+    for unit in checkpoint_units(unet)[count:]:
+        unit.gradient_checkpointing = False
+
+
+def _use_xformers(unet: nn.Module, device: torch.device, dtype: torch.dtype, say: Callable[[str], None]) -> None:
+    """Switch to xformers if a forward and backward pass of it works here; otherwise stay with torch's own (sdpa)."""
+    try:
+        import xformers.ops
+
+        for width in (40, 80, 160):  # of the heads in Stable Diffusion 1.x: not every card has a kernel for the last
+            q = torch.randn(1, 16, 1, width, device=device, dtype=dtype, requires_grad=True)
+            xformers.ops.memory_efficient_attention(q, q, q).sum().backward()
+        unet.enable_xformers_memory_efficient_attention()
+    except Exception as error:  # missing, built for another torch, or without a kernel for this card
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        say(f"xformers is not usable here ({reason}); attention stays with torch's sdpa")

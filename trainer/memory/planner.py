@@ -1,0 +1,182 @@
+"""Will it fit? The memory switches of a run, chosen by prediction to fit a card; the `plan` command."""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..builtin import CONFIG
+from ..common import errors
+from ..config.arguments import parse
+from ..config.train_config import TrainConfig
+from ..models import base_model, hub
+from ..models.base_model import Base
+from . import devices, memory_plan
+from .estimator import Estimate, Shape, build, predict, predict_vae
+from .memory_plan import MemoryPlan
+
+
+@dataclass(frozen=True)
+class MemoryRequest:
+    """What the user fixed, and what is left to choose ("auto")."""
+
+    batch: int  # samples of the larger kind in one step: more are never in the model at once
+    micro_batch: int | str = "auto"
+    checkpointing: int | str = "auto"
+    weights: str = "auto"
+    offload: int | str = "auto"
+    attention: str = "sdpa"
+
+
+def resolve(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[MemoryPlan, Estimate | None]:
+    """`choose` for the settings of a run."""
+    batch = max(config.batch_unlabeled, config.batch_sensitive)
+    weights, offload = ("fp32", 0) if config.network == "full" else (config.weights, config.offload)
+    wanted = MemoryRequest(batch, config.micro_batch, config.checkpointing, weights, offload, config.attention)
+    return choose(shape_of(config, base), wanted, precision, budget_mib)
+
+
+def shape_of(config: TrainConfig, base: Base) -> Shape:
+    unet, side = base_model.part_config(base, "unet"), config.resolution
+    return Shape(unet, config.rank, config.optimizer, side, side, config.network)
+
+
+def choose(
+    shape: Shape, wanted: MemoryRequest, precision: str, budget_mib: float
+) -> tuple[MemoryPlan, Estimate | None]:
+    """The fastest switches whose predicted peak fits, or the most frugal ones if none does.
+
+    Args: budget_mib: infinite: nothing is saved, and nothing predicted.
+
+    In this order: fewer samples at once (costs least), more checkpointing (a third more arithmetic at most), fp8
+    weights, blocks in CPU memory (every weight crosses the bus twice a micro-batch).
+    """
+    estimates: dict[MemoryPlan, Estimate] = {}
+
+    def fits(found: MemoryPlan) -> bool:
+        if found not in estimates:
+            estimates[found] = predict(shape, found)
+        return estimates[found].total <= budget_mib
+
+    last = None
+    for tier in _tiers(shape, wanted, precision):
+        if budget_mib == float("inf"):
+            return tier[0], None
+        last = tier[-1]
+        if fits(last):
+            first = bisect.bisect_left(tier, True, key=fits)
+            return tier[first], estimates[tier[first]]
+    return last, estimates[last]
+
+
+def _tiers(shape: Shape, wanted: MemoryRequest, precision: str) -> Iterator[list[MemoryPlan]]:
+    """Lists of switches from fast to frugal; in each list one switch moves, and memory falls from first to last."""
+    unet = build(shape, MemoryPlan(precision, precision))
+    units, blocks = len(memory_plan.checkpoint_units(unet)), len(memory_plan.offload_blocks(unet))
+    micro = _halves(wanted.batch) if wanted.micro_batch == "auto" else [min(int(wanted.micro_batch), wanted.batch)]
+    checkpointing = _options(wanted.checkpointing, units)
+    offload = _options(wanted.offload, blocks)
+    weights = [precision, "fp8"] if wanted.weights == "auto" else [wanted.weights]
+
+    def at(micro_batch: int, checkpointing: int, weights: str, offload: int) -> MemoryPlan:
+        return MemoryPlan(precision, weights, checkpointing, offload, wanted.attention, micro_batch)
+
+    yield [at(m, checkpointing[0], weights[0], offload[0]) for m in micro]
+    for kept in weights:
+        yield [at(micro[-1], n, kept, offload[0]) for n in checkpointing]
+    yield [at(micro[-1], checkpointing[-1], weights[-1], n) for n in offload]
+
+
+def _options(wanted: int | str, most: int) -> list[int]:
+    if wanted == "auto":
+        return list(range(most + 1))
+    return [most if wanted == "all" else min(int(wanted), most)]
+
+
+def _halves(n: int) -> list[int]:
+    return [n] if n == 1 else [n, *_halves((n + 1) // 2)]
+
+
+def advice(config: TrainConfig, base: Base, events: Sequence[Mapping[str, Any]]) -> str:
+    """What saves most of what is still off, after a real out-of-memory.
+
+    Args: events: of the run so far, which tell how far it came, and with which switches.
+    """
+    device = devices.choose_device(config.device)
+    phases = [e["name"] for e in events if e["event"] == "phase"]
+    if phases and phases[-1] == "encode":
+        return "It was while images were encoded: a smaller --resolution is left, or to close what else uses the card."
+    found = [e.get("switches", e) for e in events if "switches" in e or e.get("name") == "train"]
+    if found:
+        now = MemoryPlan(**{field.name: found[-1][field.name] for field in fields(MemoryPlan)})
+    else:
+        now = resolve(config, base, devices.choose_precision(config.precision, device), float("inf"))[0]
+    shape = shape_of(config, base)
+    before = predict(shape, now).total
+    unet = build(shape, now)
+    units, blocks = len(memory_plan.checkpoint_units(unet)), len(memory_plan.offload_blocks(unet))
+    savings = {
+        "--micro-batch 1": replace(now, micro_batch=1),
+        "--checkpointing all": replace(now, checkpointing=units),
+    }
+    if config.network == "lora":
+        if not any(e["event"] == "step" for e in events):  # a resumed run must keep its number formats
+            savings["--weights fp8"] = replace(now, weights="fp8")
+        savings["--offload all"] = replace(now, offload=blocks)
+    after = {words: predict(shape, found).total for words, found in savings.items() if found != now}
+    if not after or min(after.values()) > 0.99 * before:
+        return "Every saving is on: a smaller --resolution or --rank is left."
+    best = min(after, key=after.get)
+    return f"Largest saving still off: {best} (predicted peak {after[best]:.0f} instead of {before:.0f} MiB)."
+
+
+def main(argv: Sequence[str]) -> int:
+    """The `plan` command: what a run with these settings will take. Returns: exit code; 3 where it does not fit."""
+    invocation = parse(argv, CONFIG, needs_images=False)
+    config = invocation.config
+    base = Base(hub.resolve_model_path(config.base), config.vae, config.prediction_type)
+    base_model.check(base, clip_skip=config.clip_skip)
+    device = devices.choose_device(config.device)
+    is_here = device.type == "cuda"
+    # without a card here, the plan is for one elsewhere, which computes in half precision
+    precision = devices.choose_precision(config.precision, device) if is_here else _or_half(config.precision)
+    budget = devices.budget_mib(device, config.vram_budget) if is_here else (config.vram_budget or 1e6) * 1024
+    found, estimate = resolve(config, base, precision, budget)
+    encoding, decoding = predict_vae(base_model.part_config(base, "vae"), config.resolution, config.resolution)
+    before, after = encoding + estimate.context, estimate.weights + decoding + estimate.context
+    lines = [*table(found, estimate), _row("before it, encoding", before), _row("after it, making pictures", after)]
+    fits = max(estimate.total, before) <= budget
+    if after > budget:
+        lines.append("pictures are decoded on the CPU where the card is too small for it")
+    if is_here or config.vram_budget:
+        lines.append(f"{'fits into' if fits else 'does not fit into'} {budget / 1024:.1f} GiB")
+    if invocation.events:
+        print(json.dumps({"v": 1, "event": "plan", "fits": fits, "lines": lines}))
+        return errors.DONE  # the answer is the event; a node shows it either way
+    print("\n".join(lines))
+    return errors.DONE if fits else errors.OUT_OF_MEMORY
+
+
+def _or_half(precision: str) -> str:
+    return "fp16" if precision == "auto" else precision
+
+
+def table(found: MemoryPlan, estimate: Estimate) -> list[str]:
+    """Settings, then peak memory by part, for people."""
+    chosen = f"micro-batch {found.micro_batch}, weights {found.weights}, arithmetic {found.precision}"
+    chosen += f", {found.checkpointing} parts checkpointed, {found.offload} blocks in CPU memory"
+    rows = {
+        "frozen weights": estimate.weights,
+        "trained, gradients, optimizer": estimate.lora,
+        "activations and workspace": estimate.activations,
+        "CUDA itself (counted as)": estimate.context,
+        "peak": estimate.total,
+    }
+    return [chosen, *(_row(name, mib) for name, mib in rows.items())]
+
+
+def _row(name: str, mib: float) -> str:
+    return f"  {name:<28}{mib:8.0f} MiB"

@@ -1,0 +1,239 @@
+"""The frozen parts of a Stable Diffusion 1.x model, loaded one at a time, offline, from a folder or a single file.
+
+torch is imported by what loads, not by what checks: a wrong --base is answered at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..builtin import MODEL
+from ..common.errors import UserError
+from ..common.files import sha256
+from ..common.model_files import WEIGHTS
+from ..common.third_party import quiet
+from . import single_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+TOKENIZER = MODEL / "tokenizer"  # CLIP's, the same for all of SD 1.x
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # our word -> diffusers'
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which model: a diffusers folder, or a single file with LDM keys. Look at it with `check` before loading."""
+
+    path: Path
+    vae: Path | None = None  # instead of the model's own: a folder or a file
+    prediction: str = "auto"  # epsilon, v, or what the model itself says
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.is_file()
+
+
+def check(base: Base, *, clip_skip: int = 1) -> None:
+    """Look at the model without loading it.
+
+    Args: clip_skip: which layer of the text encoder is wanted, from the last.
+    Raises: UserError saying what is missing or what it is instead.
+    """
+    if base.vae:
+        _check_vae(base.vae)
+    if base.is_file:
+        single_file.check(base.path, has_vae=base.vae is not None)
+    else:
+        _check_folder(base)
+    if clip_skip > 1:  # only then: a .ckpt is opened for it
+        layers = part_config(base, "text_encoder").get("num_hidden_layers", 12)
+        if clip_skip > layers:
+            raise UserError(f"--clip-skip {clip_skip}: the text encoder of {base.path} has {layers} layers")
+
+
+def _check_folder(base: Base) -> None:
+    path = base.path
+    missing = [part for part in PARTS if not (path / part).is_dir() and not (part == "vae" and base.vae)]
+    if missing:
+        raise UserError(f"--base: {path} is no diffusers folder of Stable Diffusion 1.x: it lacks {', '.join(missing)}")
+    single_file.check_configs(path, read_config(path / "unet"), read_config(path / "text_encoder"))
+    for part in WEIGHTS:
+        if not (part == "vae" and base.vae):
+            weights_file(path / part, WEIGHTS[part])
+    noise = read_config(path / "scheduler", "scheduler_config.json")
+    is_known = noise.get("prediction_type", "epsilon") in PREDICTIONS.values()
+    if not is_known or noise.get("beta_schedule") != "scaled_linear":
+        raise UserError(f"--base: {path}/scheduler: not the noise schedule of Stable Diffusion 1.x")
+
+
+def _check_vae(path: Path) -> None:
+    if path.is_dir():
+        read_config(path, option="--vae")
+        weights_file(path, WEIGHTS["vae"], option="--vae")
+        return
+    if path.suffix.lower() != ".safetensors":
+        raise UserError(f"--vae: {path} is neither a diffusers VAE folder nor a .safetensors file")
+    try:
+        shapes, _ = single_file.header(path)
+        single_file.part_config(shapes, "vae")
+    except UserError as error:
+        raise UserError(f"--vae: {error}") from None
+    except (LookupError, TypeError, ValueError):
+        raise UserError(f"--vae: {path} holds no VAE with Stable Diffusion's own (LDM) key names") from None
+
+
+def read_config(folder: Path, name: str = "config.json", *, option: str = "--base") -> dict[str, Any]:
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option}: cannot read {folder / name}: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{option}: {folder / name} holds no settings")
+    return found
+
+
+def weights_file(folder: Path, stem: str, *, option: str = "--base") -> Path:
+    """The .safetensors of one part, fp16 variant or not. Raises: UserError if there is none; .bin is never opened."""
+    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{option}: {folder} holds no {stem}.safetensors (pickled .bin weights are not opened)")
+
+
+def part_hash(base: Base, part: str) -> str:
+    """sha256 of one part: of its weights file, or of the whole single file (which is what UIs show of a model)."""
+    path = _place(base, part)
+    file = weights_file(path, WEIGHTS[part]) if path.is_dir() else path
+    status = file.stat()
+    return _file_hash(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
+    """Each file once: a checkpoint of 4 GB takes ten seconds. Size and time stand for its content in the memory."""
+    return sha256(file)
+
+
+def part_config(base: Base, part: str) -> dict[str, Any]:
+    """The arguments of the part's class, without loading weights."""
+    place = _place(base, part)
+    if place.is_dir():
+        return read_config(place)
+    return single_file.part_config(single_file.shapes(place, part), part)
+
+
+def _place(base: Base, part: str) -> Path:
+    """The folder of a part, or the single file that holds it."""
+    if part == "vae" and base.vae:
+        return base.vae
+    return base.path if base.is_file else base.path / part
+
+
+def load_vae(base: Base, dtype: torch.dtype) -> torch.nn.Module:
+    """AutoencoderKL, frozen. dtype: fp32 or bf16; fp16 makes nan of some images."""
+    from diffusers import AutoencoderKL
+
+    return _load(AutoencoderKL, _place(base, "vae"), "vae", dtype)
+
+
+def load_unet(base: Base, dtype: torch.dtype) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return _load(UNet2DConditionModel, _place(base, "unet"), "unet", dtype)
+
+
+def _load(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
+    """A diffusers model from its folder or from a single file, frozen."""
+    with quiet():
+        try:
+            found, missing = (_from_folder if place.is_dir() else _from_file)(kind, place, part, dtype)
+        except (NotImplementedError, KeyError, ValueError) as error:  # of diffusers: left without a value, misshapen
+            missing = [(str(error).strip() or repr(error)).splitlines()[0].split(". If you want")[0]]
+    if missing:
+        raise UserError(f"{place}: the {part} has weights missing or misshapen ({missing[0]})")
+    return found.requires_grad_(False).eval()
+
+
+def _from_folder(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
+    """Returns: (model, names of weights that are not there: diffusers goes on with random ones)."""
+    variant = "fp16" if weights_file(place, WEIGHTS[part]).name.endswith(".fp16.safetensors") else None
+    how = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
+    found, told = kind.from_pretrained(place, output_loading_info=True, **how)
+    return found, sorted(told["missing_keys"])
+
+
+def _from_file(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
+    state = single_file.tensors(place, part)
+    config = single_file.part_config(single_file.shapes_of(state), part)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        return kind.from_single_file(state, config=folder, torch_dtype=dtype, local_files_only=True), []
+
+
+def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Module]:
+    """Returns: (CLIPTokenizer, CLIPTextModel). What else a file has for its text encoder is left out."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    place = _place(base, "text_encoder")
+    file = weights_file(place, WEIGHTS["text_encoder"]) if place.is_dir() else place
+    with quiet():
+        words = TOKENIZER if base.is_file else base.path / "tokenizer"
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+        encoder = CLIPTextModel(CLIPTextConfig.from_dict(part_config(base, "text_encoder")))
+    wanted = {name: value.shape for name, value in encoder.state_dict().items() if not name.endswith("position_ids")}
+    state = single_file.clip_state(single_file.tensors(file, "text_encoder"), set(wanted))
+    if misfits := [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]:
+        raise UserError(f"{place}: the text encoder lacks weights, or has them misshapen, such as {misfits[0]}")
+    encoder.load_state_dict(state, strict=False)
+    return tokenizer, encoder.to(dtype).requires_grad_(False).eval()
+
+
+def noise_schedule(base: Base) -> dict[str, Any]:
+    """diffusers' scheduler settings: the folder's own, or those of all SD 1.x single files; with --prediction-type."""
+    if base.is_file:
+        said = "v" if base.path.suffix.lower() == ".safetensors" and _says_v(base.path) else "epsilon"
+        found = {**SCHEDULE, "prediction_type": PREDICTIONS[said]}
+    else:
+        found = read_config(base.path / "scheduler", "scheduler_config.json")
+    if base.prediction != "auto":
+        found["prediction_type"] = PREDICTIONS[base.prediction]
+    return {**found, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+
+
+def _says_v(path: Path) -> bool:
+    """Two marks in use: an empty tensor named v_pred, and modelspec's metadata."""
+    shapes, metadata = single_file.header(path)
+    return "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v")
+
+
+def load_alphas_cumprod(base: Base) -> tuple[Tensor, str]:
+    """Returns: (alphas_cumprod [timesteps] fp32, prediction type)."""
+    from .noise_schedule import alphas_cumprod
+
+    config = noise_schedule(base)
+    signal = alphas_cumprod(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
+    return signal, config.get("prediction_type", "epsilon")
+
+
+def text_states(tokenizer: Any, encoder: torch.nn.Module, captions: Sequence[str], clip_skip: int) -> Tensor:
+    """What the U-Net reads of captions. Args: clip_skip: 1: the last layer's states; 2: those of the one before; …
+
+    Returns: [captions, 77, width] fp32, where the encoder is.
+    """
+    ids = tokenizer(list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    found = encoder(ids.to(encoder.device), output_hidden_states=clip_skip > 1)
+    if clip_skip == 1:
+        return found.last_hidden_state.float()
+    # the last layer's own norm stays, as A1111, kohya and diffusers have it; transformers 5.6 dropped a level
+    norm = getattr(encoder, "text_model", encoder).final_layer_norm
+    return norm(found.hidden_states[-clip_skip]).float()

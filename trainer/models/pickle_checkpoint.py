@@ -1,0 +1,59 @@
+"""A .ckpt without running what it holds: torch's restricted unpickler and a few harmless classes of Lightning's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+CONVERT = (
+    "Convert it once where you trust it: load it in a Stable Diffusion UI and save it as .safetensors "
+    "(A1111: Checkpoint Merger, 'No interpolation')."
+)
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .ckpt by name, mapped from disk. Raises: UserError where it asks for anything beyond tensors."""
+    import torch
+    from torch.serialization import safe_globals
+
+    if tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2]) < (2, 10):
+        raise UserError(f"--base: a .ckpt is only opened with torch 2.10 or newer, this is {torch.__version__}")
+    try:
+        with safe_globals(_harmless()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # pickle, zip and torch each have their own
+        raise UserError(f"--base: {path} is not opened: {_reason(error)}. {CONVERT}") from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+    entries = state.items() if isinstance(state, dict) else ()
+    return {name: value for name, value in entries if isinstance(name, str) and isinstance(value, torch.Tensor)}
+
+
+def _reason(error: Exception) -> str:
+    """torch's page of advice, coloured for a terminal, as a part of a sentence."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).split("WeightsUnpickler error: ")[-1].strip()
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return f"it holds more than weights ({found[1]})"
+    return f"it cannot be read ({(text or repr(error)).splitlines()[0]})"
+
+
+def _harmless() -> list[Any]:
+    """What Lightning's checkpoints name beside tensors: an empty stand-in for its callback, and numpy's scalars."""
+    import numpy as np
+
+    class ModelCheckpoint:
+        pass
+
+    scalar = np.core.multiarray.scalar if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core.multiarray.scalar
+    callbacks = [
+        (ModelCheckpoint, f"{package}.callbacks.model_checkpoint.ModelCheckpoint")
+        for package in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")
+    ]
+    scalars = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype]
+    return [*callbacks, *scalars, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")}]

@@ -1,0 +1,72 @@
+"""diffusers' pipeline around our parts: samplers, and LoRA files as any user of diffusers loads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import UserError
+from ..common.third_party import quiet
+from .base_model import Base, load_text_encoder, load_unet, load_vae, noise_schedule
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
+    """diffusers' StableDiffusionPipeline with a DDIM sampler, in fp32, or around a unet that is already there.
+
+    Text encoder and VAE are in fp32 on the CPU whatever the U-Net's type and place: `sample.pictures` knows.
+    """
+    import torch
+
+    with quiet():
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        unet = load_unet(base, torch.float32) if unet is None else unet
+        tokenizer, encoder = load_text_encoder(base, torch.float32)
+        pipe = StableDiffusionPipeline(
+            vae=load_vae(base, torch.float32),
+            text_encoder=encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=DDIMScheduler.from_config(noise_schedule(base)),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# Our name -> diffusers' scheduler, with settings beside those of the noise schedule.
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as in Stable Diffusion 1.x
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # known as DPM++ 2M
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+}
+
+
+def set_sampler(pipe: Any, name: str) -> None:
+    """Put another sampler in the place of the pipeline's, on the same noise schedule. Args: name: of SAMPLERS."""
+    import diffusers
+
+    from ..common.third_party import quiet
+
+    kind, settings = SAMPLERS[name]
+    with quiet():  # which settings of the old one the new one has no use for
+        pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **settings)
+
+
+def add_lora(pipe: Any, path: Path, strength: float) -> None:
+    """Load a LoRA file as any user of diffusers does. Raises: UserError if it does not fit the model."""
+    from ..common.third_party import quiet
+
+    try:
+        with quiet():
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+    except Exception as error:  # diffusers, peft and safetensors each raise their own
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"--lora: {path} does not fit this model ({reason})") from None
+    pipe.set_adapters(pipe.get_list_adapters()["unet"], strength)

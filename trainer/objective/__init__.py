@@ -1,0 +1,1 @@
+"""The mathematics of positive-unlabeled learning. Knows no model, no file and no setting."""

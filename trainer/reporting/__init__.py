@@ -1,0 +1,1 @@
+"""What a run writes and says: its folder, events, HTML and plots."""

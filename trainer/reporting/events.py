@@ -1,0 +1,145 @@
+"""What a run says while it goes: events.jsonl, JSON lines on stdout, and a line and a progress bar for people."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..common.interrupts import stoppable
+from .run_dir import RunDir
+
+VERSION = 1
+PHASES = {
+    "keep": "making pictures of what must stay",
+    "prior": "estimating how many of the unlabeled images are sensitive",
+    "encode": "encoding images and captions",
+    "load": "loading the U-Net",
+    "calibrate": "measuring the base model's error",
+    "pictures": "making pictures",
+}
+Progress = Callable[[str, int, int], None]  # (what, done, of); raises Stopped once the user asked for it
+
+
+@contextlib.contextmanager
+def watched(name: str, *, unit: str, events: bool) -> Iterator[Progress]:
+    """A command other than training: a progress bar, or with `events` a JSON line each time something is done."""
+    told = None
+    with stoppable() as check, tqdm(unit=unit, dynamic_ncols=True, disable=events) as bar:
+
+        def progress(what: str, done: int, of: int) -> None:
+            nonlocal told
+            check()
+            if told == (what, done, of):
+                return
+            told = (what, done, of)
+            if events:
+                event = {"v": VERSION, "event": "phase", "name": name, "what": what, "done": done, "total": of}
+                print(json.dumps(event), flush=True)
+            bar.desc, bar.total, bar.n = what, of, done
+            bar.refresh()
+
+        yield progress
+
+
+def answer(lines: Sequence[str], *, events: bool, **event: Any) -> None:
+    """A command's result: sentences for people, or one JSON line that holds them as text."""
+    if events:
+        record = {"v": VERSION, **event, "text": "\n".join(lines)}
+        print(json.dumps(record, ensure_ascii=False), flush=True)
+    else:
+        print("\n".join(lines))
+
+
+class Console:
+    """Turns events into all three. With `jsonl`, stdout carries nothing but JSON and people's text goes to stderr."""
+
+    def __init__(
+        self, run_dir: RunDir, *, jsonl: bool, logging_dir: Path | None = None, is_silent: bool = False
+    ) -> None:
+        self.run_dir, self.jsonl = run_dir, jsonl
+        self.logging_dir, self.board = logging_dir, None
+        self.is_silent = is_silent  # another process of the same run speaks
+        self.bar: tqdm | None = None
+        self.phase = ""
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Record one event. nan and infinity become null, which JSON has and they have not."""
+        if self.is_silent:
+            return
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        record = {"v": VERSION, "event": event, **clean}
+        self.run_dir.append_event(record)
+        if self.jsonl:
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+        show = getattr(self, f"_{event}", None)
+        if show:
+            show(fields)
+
+    def say(self, text: str) -> None:
+        if self.is_silent:
+            return
+        tqdm.write(text, file=sys.stderr if self.jsonl else sys.stdout)
+
+    def _log(self, fields: dict[str, Any]) -> None:
+        """A step's numbers for TensorBoard, which is imported with the first of them."""
+        if self.board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(self.logging_dir / self.run_dir.name)
+        for name, value in fields.items():
+            if name not in ("step", "of") and math.isfinite(value):
+                self.board.add_scalar(name, value, fields["step"])
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+
+    def _phase(self, fields: dict[str, Any]) -> None:
+        if fields["name"] in PHASES and fields["name"] != self.phase:
+            self.say(f"{PHASES[fields['name']]} …")
+        if fields["name"] == "train":
+            savings = {"parts checkpointed": fields["checkpointing"], "blocks in CPU memory": fields["offload"]}
+            more = "".join(f", {count} {what}" for what, count in savings.items() if count)
+            more += f", weights kept in {fields['weights']}" if fields["weights"] != fields["precision"] else ""
+            self.say(
+                f"training on {fields['device']} in {fields['precision']}, "
+                f"{fields['micro_batch']} samples at once{more}"
+            )
+        self.phase = fields["name"]
+
+    def _step(self, fields: dict[str, Any]) -> None:
+        if self.logging_dir:
+            self._log(fields)
+        if self.bar is None:
+            self.bar = tqdm(total=fields["of"], initial=fields["step"] - 1, unit="step", dynamic_ncols=True)
+        shown = {
+            "loss": fields["loss"],
+            "R": fields["normal_risk"],
+            "sensitive/unlabeled": fields["ratio"],
+        }
+        self.bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if math.isfinite(v)}, refresh=False)
+        self.bar.update()
+        if fields["step"] == fields["of"]:
+            self.close()
+
+    def _plan(self, fields: dict[str, Any]) -> None:
+        parts = ", ".join(f"{name} {fields[name]:.0f}" for name in ("weights", "lora", "activations", "context"))
+        total, budget = fields["total_mib"], fields["budget_mib"]
+        self.say(f"predicted peak {total:.0f} of {budget:.0f} MiB ({parts})")
+
+    def _prior(self, fields: dict[str, Any]) -> None:
+        self.say(fields["message"])
+
+    def _warning(self, fields: dict[str, Any]) -> None:
+        self.say(f"warning: {fields['message']}")
+
+    def _sample(self, fields: dict[str, Any]) -> None:
+        self.say(f"pictures: {fields['path']}")

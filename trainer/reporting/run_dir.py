@@ -1,0 +1,152 @@
+"""One run's folder: config.toml, events.jsonl, state/, cache/, keep/, samples/. Everything in it is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import UserError
+from ..common.files import locked, replacing, write_text
+from ..config.train_config import NAME_BYTES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RunDir:
+    """Paths and formats; the caller decides when to write. Holding `files.locked(root)` is the caller's business."""
+
+    def __init__(self, output_dir: Path, name: str) -> None:
+        self.name = name
+        self.root = output_dir / name
+        self.lora = output_dir / f"{name}.safetensors"
+        self.cache = self.root / "cache"
+        self.samples = self.root / "samples"
+        self.keep = self.root / "keep"
+        self.report = self.root / "report.html"
+        self._state = self.root / "state"
+
+    @property
+    def is_used(self) -> bool:
+        return (self.root / "config.toml").exists() or self.lora.exists()
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a new run of this name would overwrite something: also what another one left beside its LoRA."""
+        beside = ("-merged.safetensors", "-merged", "-model")
+        return self.is_used or any(self.root.with_name(self.name + suffix).exists() for suffix in beside)
+
+    @property
+    def has_state(self) -> bool:
+        return bool(self._states())
+
+    def save_config(self, toml: str) -> None:
+        write_text(self.root / "config.toml", toml)
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        path = self.root / "events.jsonl"
+        if not path.exists():
+            return []
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill or a full disk
+                found.append(json.loads(line))
+        return found
+
+    def truncate_events(self, after_step: int) -> None:
+        """Forget steps that a resumed run takes again."""
+        kept = [e for e in self.events() if e["event"] != "step" or e["step"] <= after_step]
+        write_text(self.root / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+
+    def save_state(self, step: int, state: Mapping[str, Any], *, keep: int = 1) -> None:
+        """Keep what a resume needs: nested dicts with tensors and JSON values, in one file, whole or absent.
+
+        Args: keep: how many of the newest states stay.
+        """
+        from safetensors.torch import save_file
+
+        for torn in self._state.glob(".*"):  # left by a kill; nobody else writes here
+            shutil.rmtree(torn, ignore_errors=True)
+        tensors: dict[str, Tensor] = {}
+        values = json.dumps(_part(state, "", tensors))
+        with replacing(self._state / f"step{step:08d}.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"state": values})
+        for old in self._states()[keep:]:
+            old.unlink()
+
+    def _states(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self._state.glob("step*.safetensors"), reverse=True)
+
+    def load_state(self) -> dict[str, Any]:
+        """The newest state that can be read, as `save_state` was given it; keys are text.
+
+        Raises: UserError if there is none.
+        """
+        from safetensors import safe_open
+
+        reason = "it is empty"
+        for path in self._states():
+            try:
+                with safe_open(path, "pt") as file:
+                    # cloned: Windows deletes no file of which a tensor is still mapped
+                    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                    return _join(json.loads(file.metadata()["state"]), tensors)
+            except Exception as error:  # json, safetensors and the file system each have their own
+                reason = f"{path.name}: {error}"
+        raise UserError(f"{self._state}: cannot be resumed from ({reason})")
+
+    def remove_cache(self) -> None:
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+
+def resume_arguments(run: RunDir, words: Sequence[str]) -> list[str]:
+    """The words that start a run anew or go on with it, whatever an earlier call left behind.
+
+    Args: words: of its first call. What a call left that ended before its first state is removed: nothing was trained.
+    Raises: UserError if another process is at it.
+    """
+    if run.has_state:
+        return ["--resume", f"--name={run.name}", f"--output-dir={run.root.parent}"]
+    if run.is_used and not run.lora.exists():
+        with locked(run.root):
+            pass  # another process that has just begun with it would hold it
+        shutil.rmtree(run.root)
+    return list(words)
+
+
+def free_name(output_dir: Path, name: str) -> str:
+    """name, or name-2, name-3, …: a new run never overwrites an older one."""
+    number, candidate = 1, name
+    while RunDir(output_dir, candidate).is_taken:
+        number += 1
+        suffix = f"-{number}"
+        candidate = name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+    return candidate
+
+
+def _part(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Move tensors into a flat dict, leaving {"tensor": its key} behind."""
+    if isinstance(value, Mapping):
+        return {str(k): _part(v, f"{path}/{k}", tensors) for k, v in value.items()}
+    if hasattr(value, "detach"):
+        tensors[path] = value.detach().cpu().clone().contiguous()  # cloned: some share memory, which the format forbids
+        return {"tensor": path}
+    return value
+
+
+def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return (
+            tensors[value["tensor"]] if value.keys() == {"tensor"} else {k: _join(v, tensors) for k, v in value.items()}
+        )
+    return value

@@ -1,0 +1,1 @@
+"""One training run, from the command to the report."""

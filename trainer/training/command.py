@@ -1,0 +1,174 @@
+"""The command that trains: what is told before, during and after a run, and its exit code."""
+
+import contextlib
+import sys
+
+from ..common import errors
+from ..common.distributed import Ranks, from_environment
+from ..common.errors import UserError
+from ..common.files import describe_write_error, locked
+from ..common.interrupts import stoppable
+from ..common.third_party import torch_without_cuda
+from ..config.arguments import Invocation
+from ..config.train_config import TrainConfig, to_toml
+from ..data import inputs
+from ..data.folders import Folders
+from ..models import base_model, hub
+from ..models.base_model import Base
+from ..reporting.events import Console
+from ..reporting.run_dir import RunDir, free_name
+
+
+def train_command(invocation: Invocation) -> int:
+    """Train, make the pictures, write the report. Returns: an exit code."""
+    config = invocation.config
+    ranks = from_environment(is_cpu=config.device == "cpu")
+    if not invocation.resume:
+        config = config.model_copy(update={"name": ranks.agree(free_name(config.output_dir, config.name))})
+    run_dir = RunDir(config.output_dir, config.name)
+    console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir, is_silent=not ranks.is_first)
+    _introduce(invocation, run_dir, console)
+    base = _find_base(config)
+    if not invocation.is_builtin:
+        folders = inputs.find(config)  # before anything is written
+    try:
+        run_dir.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir: {config.output_dir} cannot be written to ({error.strerror})") from None
+    if invocation.is_builtin:
+        config = inputs.with_digits(config, ranks)
+        folders = inputs.find(config)
+    lock = locked(run_dir.root) if ranks.is_first else contextlib.nullcontext()
+    with lock, contextlib.closing(console):
+        _describe_folders(config, folders, console)
+        if ranks.is_first:
+            run_dir.save_config(to_toml(config))
+        try:
+            return _train(config, base, folders, run_dir, ranks, console, is_resume=invocation.resume)
+        except errors.Stopped:
+            console.emit("error", kind="stopped", message="stopped by the user")
+            where = f'--name "{config.name}"{_output(config)}'
+            advice = (
+                f"go on with: python -m trainer --resume {where}" if run_dir.has_state else "nothing was trained yet"
+            )
+            print(f"stopped; {advice}", file=sys.stderr)
+            return errors.STOPPED
+        except UserError as error:
+            console.emit("error", kind="input", message=str(error))
+            raise
+        except errors.NonFinite as error:
+            console.emit("error", kind="non-finite", message=str(error))
+            print(f"error: {error}", file=sys.stderr)
+            return errors.FAILED
+        except Exception as error:
+            return _failed(error, config, base, console)
+
+
+def _train(
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    ranks: Ranks,
+    console: Console,
+    *,
+    is_resume: bool,
+) -> int:
+    with stoppable() as check:
+        # after the handler is in place: the import takes seconds, in which Ctrl-C must be heard
+        from . import before_after, context, report, run, saving
+
+        prompt = context.picture_prompt(config, folders)
+        picture = before_after.picture_at_step(config, prompt, run_dir, emit=console.emit, check=check)
+        trained = run.run(
+            config,
+            base,
+            folders,
+            run_dir,
+            ranks=ranks,
+            is_resume=is_resume,
+            emit=console.emit,
+            check=check,
+            picture=picture,
+        )
+        if not ranks.is_first:
+            return errors.DONE
+        if report.memorising(trained.rises):
+            console.emit("warning", message=report.memorising_text(trained.rises))
+        evaluation = before_after.before_after(config, trained, run_dir, emit=console.emit, check=check)
+        report.write(trained, evaluation, saving.result_path(config, base, run_dir), run_dir)
+    result = saving.result_path(config, base, run_dir)
+    summary = report.summary(evaluation, result, run_dir)
+    console.emit(
+        "done",
+        lora=str(result),
+        report=str(run_dir.report),
+        summary="\n".join(summary),
+        **report.numbers(evaluation),
+    )
+    for line in summary:
+        console.say(line)
+    return errors.DONE
+
+
+def _introduce(invocation: Invocation, run_dir: RunDir, console: Console) -> None:
+    if invocation.resume:
+        console.say(f"going on with {run_dir.root}")
+    if fix := torch_without_cuda():
+        console.emit("warning", message=fix)  # also where another program shows what comes out of this one
+    if invocation.is_builtin:
+        console.say(
+            "No model and no images named: training the built-in miniature on real handwritten digits (even = normal, "
+            "odd = sensitive).\nFor your own: python -m trainer --base MODEL.safetensors --unlabeled DIR "
+            '--sensitive DIR --prompt "a photo of …"'
+        )
+
+
+def _find_base(config: TrainConfig) -> Base:
+    base = Base(hub.resolve_model_path(config.base), config.vae, config.prediction_type)
+    base_model.check(base, clip_skip=config.clip_skip)
+    return base
+
+
+def _describe_folders(config: TrainConfig, folders: Folders, console: Console) -> None:
+    for line in folders.skipped:
+        console.emit("warning", message=f"skipped {line}")
+    for line in inputs.describe(config, folders):
+        console.say(line)
+    if inputs.may_spill_over(config, folders):
+        console.emit("warning", message=inputs.SPILL_OVER)
+
+
+def _output(config: TrainConfig) -> str:
+    default = TrainConfig.model_fields["output_dir"].default
+    return "" if config.output_dir == default else f' --output-dir "{config.output_dir}"'
+
+
+def _failed(error: Exception, config: TrainConfig, base: Base, console: Console) -> int:
+    """Memory and disk get advice; anything else is our own bug and keeps its traceback, in a file."""
+    import traceback
+
+    from ..memory.devices import is_out_of_memory
+
+    if is_out_of_memory(error):
+        message = "out of memory. Try --lowvram, a smaller --resolution or a smaller --rank."
+        with contextlib.suppress(Exception):  # what is left may not be enough to find better advice
+            from ..memory import planner
+
+            message = "out of memory. " + planner.advice(config, base, console.run_dir.events())
+        console.emit("error", kind="out-of-memory", message=message)
+        print(f"error: {message}", file=sys.stderr)
+        return errors.OUT_OF_MEMORY
+    if said := describe_write_error(error):
+        message = f"{said}. What was saved before is kept."
+        with contextlib.suppress(OSError):
+            console.emit("error", kind="disk", message=message)
+        print(f"error: {message}", file=sys.stderr)
+        return errors.FAILED
+    path = console.run_dir.root / "traceback.txt"
+    message = f"{type(error).__name__}: {error}"
+    with contextlib.suppress(OSError):
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        console.emit("error", kind="failed", message=message)
+    print(f"error: {message}\nThis is a bug, or a library that does not fit. Details: {path}", file=sys.stderr)
+    return errors.FAILED

@@ -1,0 +1,105 @@
+"""The denoising errors of chosen samples under the U-Net, and the base model's own error by timestep."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.folders import Sample
+from ..data.latent_cache import Encoded
+from ..data.sampler import TrainingSample, noise_and_t
+from ..models.noise_schedule import add_noise, per_sample_error, target
+from ..objective.temperature import BINS, LossScale
+
+# Steps no training reaches: their noise belongs to measurements.
+CALIBRATION_STEP, PROBE_STEP = 2**40, 2**40 + 1
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The U-Net with all it needs to turn draws into errors. `before` is called ahead of each pass (it may stop it)."""
+
+    unet: nn.Module
+    dtype: torch.dtype  # of the arithmetic
+    encoded: Encoded
+    signal: Tensor  # [timesteps]
+    prediction_type: str
+    seed: int
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager]
+    before: Callable[[], None]
+
+    def errors(
+        self, draws: Sequence[TrainingSample], step: int, t: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared errors, differentiable in the LoRA.
+
+        Args:
+            step: with each draw's position it decides noise and timestep.
+            t: [n] timesteps to use instead.
+        Returns: (errors [n] fp32 summed over elements, timesteps [n] int64, elements [n] of each sample).
+        """
+        latents = [self.encoded.latents(d.sample.path, d.view) for d in draws]
+        random = [
+            noise_and_t(self.seed, step, d.position, tuple(x.shape), len(self.signal))
+            for d, x in zip(draws, latents, strict=True)
+        ]
+        t = torch.tensor([r[1] for r in random]) if t is None else t
+        found: list[Tensor] = [None] * len(draws)
+        for shape in dict.fromkeys(x.shape for x in latents):  # images of one shape go through the U-Net together
+            alike = [i for i, x in enumerate(latents) if x.shape == shape]
+            clean = torch.stack([latents[i] for i in alike])
+            noise = torch.from_numpy(np.stack([random[i][0] for i in alike]))
+            errors = self._errors(clean, noise, t[alike], [draws[i].caption for i in alike])
+            for i, error in zip(alike, errors, strict=True):
+                found[i] = error
+        elements = torch.tensor([x.numel() for x in latents], device=self.device)
+        return torch.stack(found), t.to(self.device), elements
+
+    def _errors(self, latents: Tensor, noise: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
+        """[n] errors of samples of one shape."""
+        self.before()
+        text = torch.stack([self.encoded.text(caption) for caption in captions]).to(self.device)
+        noisy = add_noise(latents, noise, t, self.signal).to(self.device)
+        wanted = target(latents, noise, t, self.signal, self.prediction_type).to(self.device)
+        with self.autocast():
+            found = self.unet(noisy.to(self.dtype), t.to(self.device), text.to(self.dtype)).sample
+        return per_sample_error(found, wanted)
+
+
+@torch.no_grad()
+def calibrate(denoiser: Denoiser, pile: Sequence[Sample], *, samples_per_bin: int, micro_batch: int) -> Tensor:
+    """Mean error per latent element of the U-Net as it is (switch the LoRA off first), by timestep bin.
+
+    Args: pile: unlabeled samples, walked in order.
+    Returns: [20] fp32 on the CPU.
+    """
+    width = len(denoiser.signal) / BINS
+    places = np.arange(samples_per_bin) / samples_per_bin  # evenly inside the bin: less noise than drawing
+    t = torch.tensor(np.concatenate([(b + places) * width for b in range(BINS)])).long()
+    samples = [pile[i % len(pile)] for i in range(len(t))]
+    draws = [TrainingSample(i, sample, sample.caption) for i, sample in enumerate(samples)]
+    found = []
+    for i in range(0, len(draws), micro_batch):
+        part = slice(i, i + micro_batch)
+        errors, _, elements = denoiser.errors(draws[part], CALIBRATION_STEP, t[part])
+        found.append((errors / elements).cpu())
+    return torch.cat(found).view(BINS, samples_per_bin).mean(1)
+
+
+@torch.no_grad()
+def probe(
+    denoiser: Denoiser, scale: LossScale, pile: Sequence[Sample], caption: str, *, n: int, micro_batch: int
+) -> float:
+    """Mean loss over n fixed draws from pile: comparable between calls, as noise and timesteps are always the same."""
+    draws = [TrainingSample(i, pile[i % len(pile)], caption) for i in range(n)]
+    timesteps = len(denoiser.signal)
+    t = torch.arange(n) * timesteps // n
+    total = 0.0
+    for i in range(0, n, micro_batch):
+        part = slice(i, i + micro_batch)
+        total += scale.losses(*denoiser.errors(draws[part], PROBE_STEP, t[part])).sum().item()
+    return total / n

@@ -1,0 +1,123 @@
+"""What a run leaves behind: the LoRA with its metadata, and the model with the LoRA in it."""
+
+import json
+import math
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..builtin import BUILTIN
+from ..config.train_config import TrainConfig
+from ..data.folders import Folders
+from ..memory.memory_plan import DTYPES
+from ..models import base_model, lora, lora_file, merge
+from ..models.base_model import Base
+from ..reporting.run_dir import RunDir
+from .training_loop import StepReport, TrainingLoop
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
+
+
+def result_path(config: TrainConfig, base: Base, run_dir: RunDir) -> Path:
+    """Where the result lies: a file, but for a whole model whose base is a diffusers folder."""
+    is_folder = config.network == "full" and not base.is_file
+    return run_dir.lora.with_name(f"{run_dir.name}-model") if is_folder else run_dir.lora
+
+
+def save_result(
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    loop: TrainingLoop,
+    last: StepReport | None,
+    started: float,
+) -> None:
+    """The LoRA of the last finished step; with --network full the whole model: a file like base's, or a folder."""
+    if config.network == "full":
+        change = merge.of_network(loop.learner.network.weights(loop.learner.unet))
+        _save_model(config, base, result_path(config, base, run_dir), change)
+    else:
+        save_lora(config, base, folders, run_dir, loop, last, started)
+
+
+def save_lora(
+    config: TrainConfig,
+    base: Base,
+    folders: Folders,
+    run_dir: RunDir,
+    loop: TrainingLoop,
+    last: StepReport | None,
+    started: float,
+) -> None:
+    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images.
+
+    Args: started: when this process began to train, in seconds since 1970.
+    """
+    standard = lora_file.standard_metadata(
+        name=run_dir.name,
+        rank=config.rank,
+        alpha=config.effective_alpha,
+        resolution=config.resolution,
+        base_name="pu-unlearn miniature" if config.base == BUILTIN else base.path.name,
+        base_hash=base_model.part_hash(base, "unet"),
+        finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        prediction_type=loop.prediction_type,
+        clip_skip=config.clip_skip,
+    )
+    captions = ([s.caption for s in kind] for kind in (folders.unlabeled, folders.sensitive))
+    images = lora_file.dataset_metadata(*captions, started=started, show_sensitive=config.metadata == "full")
+    own = {
+        "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
+        "pu_sensitive_captions": _public_captions(config, folders),
+        "pu_counts": json.dumps({k: len(getattr(folders, k)) for k in ("unlabeled", "sensitive", "held_out")}),
+        "pu_prior": str(config.prior),
+        "pu_steps": str(loop.progress.step),
+        "pu_base_error": json.dumps(None if loop.scale.base_error is None else loop.scale.base_error.tolist()),
+        "pu_risks": json.dumps(_finite(asdict(last)) if last else None),
+        "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
+    }
+    tensors = lora_file.to_kohya(
+        lora.weights(loop.learner.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
+    )
+    lora_file.save(run_dir.lora, tensors, {**standard, **images, **own})
+
+
+def save_merged(config: TrainConfig, base: Base, run_dir: RunDir, loop: TrainingLoop) -> None:
+    """What --save-merged asks for, beside the LoRA."""
+    if config.save_merged == "no":
+        return
+    change = merge.of_lora(lora.weights(loop.learner.unet), scale=config.effective_alpha / config.rank)
+    suffix = ".safetensors" if config.save_merged == "checkpoint" else ""
+    _save_model(config, base, run_dir.lora.with_name(f"{run_dir.name}-merged{suffix}"), change)
+
+
+def _save_model(config: TrainConfig, base: Base, target: Path, change: merge.Change) -> None:
+    """A checkpoint file where target is to be one, else a diffusers folder."""
+    if target.suffix == ".safetensors":
+        merge.save_checkpoint(base, target, change)
+    else:
+        merge.save_folder(base, target, change, dtype=DTYPES[config.save_precision])
+
+
+def _public_config(config: TrainConfig) -> dict[str, Any]:
+    """The settings without anything that tells about the user's disk or the sensitive images."""
+    values = config.model_dump()
+    public = {k: v.name if isinstance(v, Path) else v for k, v in values.items()}
+    public["base"] = Path(config.base).name
+    if config.metadata == "safe" and config.sensitive_prompt:
+        public["sensitive_prompt"] = lora_file.hashed(config.sensitive_prompt)
+    return public
+
+
+def _public_captions(config: TrainConfig, folders: Folders) -> str:
+    captions = sorted({s.caption for s in folders.sensitive if s.caption})
+    return json.dumps(captions if config.metadata == "full" else [lora_file.hashed(c) for c in captions])
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan: absent risks become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

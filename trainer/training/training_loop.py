@@ -1,0 +1,250 @@
+"""Phase 2: the training loop. `Loop.steps` yields a report after each step; the caller logs, saves and samples."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..common.distributed import Ranks
+from ..common.errors import NonFinite, Stopped
+from ..config.train_config import TrainConfig
+from ..data import sampler
+from ..data.folders import Folders
+from ..data.images import PLAIN
+from ..data.latent_cache import Encoded
+from ..data.sampler import TrainingSample
+from ..memory import devices
+from ..memory.memory_plan import DTYPES, MemoryPlan
+from ..objective import pu_loss, step_gradient
+from ..objective.temperature import LossScale, min_snr_weight
+from .denoiser import Denoiser, calibrate, probe
+from .learner import Learner
+from .optimizers import lr_factor
+
+PROBE_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step. Risks in units of l (error over temperature); see pu_loss."""
+
+    step: int  # finished steps, from 1
+    of: int
+    loss: float
+    risk_unlabeled: float
+    risk_sensitive: float
+    normal_risk: float
+    ratio: float  # sensitive / unlabeled loss: above 1 and rising is unlearning
+    slope: float
+    sign_flips: int  # so far
+    lr: float
+    grad_norm: float
+    s_per_step: float
+    peak_mib: float
+
+
+@dataclass
+class Progress:
+    """What changes from step to step and must survive a resume."""
+
+    step: int = 0
+    sign: int = 1
+    sign_flips: int = 0
+
+
+class TrainingLoop:
+    """Owns phase 2: what learns, from which batches, against which scale, and the position in the run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folders: Folders,
+        encoded: Encoded,
+        learner: Learner,
+        noise: tuple[torch.Tensor, str],
+        switches: MemoryPlan,
+        *,
+        device: torch.device,
+        ranks: Ranks,
+        check: Callable[[], None],
+        is_from_scratch: bool = False,
+    ) -> None:
+        """Args: noise: (alphas_cumprod [timesteps], prediction type). is_from_scratch: there is no base to measure."""
+        self.config, self.folders, self.ranks, self.device = config, folders, ranks, device
+        self.switches, self.micro_batch, self.learner = switches, switches.micro_batch, learner
+        self.is_from_scratch = is_from_scratch
+        signal, self.prediction_type = noise
+        self.denoiser = Denoiser(
+            learner.unet,
+            DTYPES[switches.precision],
+            encoded,
+            signal,
+            self.prediction_type,
+            config.seed,
+            device,
+            learner.accelerator.autocast,
+            check if ranks.world == 1 else lambda: None,
+        )
+        self.check = check
+        self.batches = sampler.batches(config, folders)
+        sizes = config.batch_unlabeled, config.batch_sensitive
+        self.weights = pu_loss.Weights(config.objective, config.prior, *sizes)
+        self.progress = Progress()
+        self.scale: LossScale | None = None
+        self.first_probe: dict[str, float] = {}
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # timesteps and errors of this step's unlabeled
+
+    def prepare(self) -> None:
+        """Settle the micro-batch, and measure the base model once: calibration and the probes' starting point."""
+        if self.config.micro_batch == "auto" and self.device.type == "cuda":
+            self.micro_batch = devices.largest_that_fits(self.micro_batch, self._attempt)
+        if self.scale is not None:
+            return
+        with self.learner.network.disabled(self.learner.unet):
+            self.scale = self._measure_scale()
+            self.first_probe = self._probes()
+
+    def _measure_scale(self) -> LossScale:
+        config = self.config
+        if config.objective == "unsupervised":
+            return LossScale("plain", 1.0)
+        if config.temperature_mode == "fixed":
+            return LossScale("fixed", config.temperature)
+        base_error = calibrate(
+            self.denoiser,
+            self.folders.unlabeled,
+            samples_per_bin=config.calibration_samples,
+            micro_batch=self.micro_batch,
+        )
+        return LossScale(config.temperature_mode, config.temperature, base_error, len(self.denoiser.signal))
+
+    def _attempt(self, n: int) -> None:
+        size = lambda sample: self.denoiser.encoded.latents(sample.path, PLAIN).numel()  # noqa: E731
+        largest = max((*self.folders.unlabeled, *self.folders.sensitive), key=size)
+        draws = [TrainingSample(0, largest, self.folders.unlabeled[0].caption)] * n
+        errors, _, _ = self.denoiser.errors(draws, 0)
+        errors.mean().backward()
+        for parameter in self.learner.parameters:
+            parameter.grad = None
+
+    def _probes(self) -> dict[str, float]:
+        """Loss on sensitive images: those trained on, and those held out."""
+        piles = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
+        more = {"caption": self.folders.unlabeled[0].caption, "n": PROBE_SAMPLES, "micro_batch": self.micro_batch}
+        return {k: probe(self.denoiser, self.scale, pile, **more) for k, pile in piles.items() if pile}
+
+    def rises(self) -> dict[str, float]:
+        """By how much the loss on sensitive images has grown since the start, as a factor."""
+        return {k: v / self.first_probe[k] for k, v in self._probes().items()}
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train to the last step, yielding after each one.
+
+        Raises: NonFinite before a step that would spoil the weights. Stopped from inside an unfinished step, which
+            then has changed nothing.
+        """
+        while self.progress.step < self.config.steps:
+            self._stop_together()
+            started, self._seen = time.perf_counter(), []
+            step = self.progress.step
+            outcome = step_gradient.accumulate(
+                lambda draws, step=step: self._losses(draws, step),
+                self.batches.unlabeled(step),
+                self._sensitive(step),
+                self.learner.parameters,
+                self.weights,
+                assumed_sign=self.progress.sign,
+                micro_batch=self.micro_batch,
+                backward=self.learner.accelerator.backward,
+                ranks=self.ranks,
+            )
+            lr = self.config.lr * lr_factor(step, steps=self.config.steps, warmup_steps=self.config.warmup_steps)
+            grad_norm = self.learner.clip()
+            self._check_finite(step, outcome.risks, grad_norm)
+            if not self.learner.step(lr):
+                continue
+            flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
+            self.progress = Progress(step + 1, outcome.sign, flips)
+            if self.is_from_scratch:
+                self.scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
+            yield self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
+
+    def _sensitive(self, step: int) -> list[TrainingSample]:
+        return [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
+
+    def _stop_together(self) -> None:
+        """Among several processes: stop between two steps, all of them, as soon as one was asked to.
+
+        Alone, the denoiser asks before each micro-batch; here that would leave the others waiting for a sum.
+        """
+        if self.ranks.world == 1:
+            return
+        try:
+            self.check()
+            asked = False
+        except Stopped:
+            asked = True
+        if self.ranks.any(asked, self.device):
+            raise Stopped
+
+    def _losses(self, draws: Sequence[TrainingSample], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        errors, t, elements = self.denoiser.errors(draws, step)
+        if draws[0].position < self.config.batch_unlabeled:
+            self._seen.append((t, (errors / elements).detach()))
+        factor = min_snr_weight(t, self.denoiser.signal, self.config.min_snr_gamma, self.prediction_type)
+        return self.scale.losses(errors, t, elements), factor
+
+    def _check_finite(self, step: int, risks: pu_loss.Risks, grad_norm: float) -> None:
+        """Raises: NonFinite, before the optimizer sees it. An fp16 overflow counts only where nothing is scaled."""
+        advice = "The step was not taken. Try a lower --lr or --temperature, or --precision fp32."
+        if not math.isfinite(risks.objective):
+            culprit = self._find_culprit(step) or f"loss {risks.objective}"
+            raise NonFinite(f"step {step + 1}: {culprit}. {advice}")
+        if not math.isfinite(grad_norm) and not self.learner.can_rescale:
+            raise NonFinite(f"step {step + 1}: gradient norm {grad_norm}. {advice}")
+
+    @torch.no_grad()
+    def _find_culprit(self, step: int) -> str | None:
+        """Which sample's error is not finite, looked for one by one: only once something is wrong."""
+        for draw in [*self.batches.unlabeled(step), *self._sensitive(step)]:
+            errors, t, _ = self.denoiser.errors([draw], step)
+            if not errors.isfinite().all():
+                return f"{draw.sample.path.name} at timestep {t.item()}: error {errors.item()}"
+        return None
+
+    def _report(self, risks: pu_loss.Risks, lr: float, grad_norm: float, s_per_step: float) -> StepReport:
+        return StepReport(
+            step=self.progress.step,
+            of=self.config.steps,
+            loss=risks.objective,
+            risk_unlabeled=risks.unlabeled,
+            risk_sensitive=risks.sensitive,
+            normal_risk=risks.normal,
+            ratio=risks.loss_sensitive / risks.unlabeled,
+            slope=risks.slope,
+            sign_flips=self.progress.sign_flips,
+            lr=lr,
+            grad_norm=grad_norm,
+            s_per_step=s_per_step,
+            peak_mib=devices.peak_mib(self.device),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Nested dict of tensors and JSON values that `restore` takes back."""
+        return {
+            "progress": asdict(self.progress),
+            **self.learner.state(),
+            "first_probe": self.first_probe,
+            "base_error": self.scale.base_error,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.progress = Progress(**state["progress"])
+        self.learner.restore(state)
+        self.first_probe = state["first_probe"]
+        mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
+        self.scale = LossScale(mode, self.config.temperature, state["base_error"], len(self.denoiser.signal))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from gradient_problems import SENSITIVE, UNLABELED, Regression, accumulated, importance_of, oracle
 from safetensors.torch import load_file
-from test_gradient import SENSITIVE, UNLABELED, Regression, accumulated, importance_of, oracle
 
 from trainer.common.distributed import Ranks
 from trainer.objective import pu_loss, step_gradient

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from trainer.__main__ import main
 from trainer.builtin import MODEL
 from trainer.config.train_config import TrainConfig
-from trainer.models import base_model, lora, lora_file
+from trainer.models import base_model, lora_file
+from trainer.models.networks import LoraNetwork, attach_lora
 
 TINY = {
     "base": "builtin",
@@ -262,8 +263,8 @@ def piles(digit_folders, tmp_path_factory):
     found["EXCLUDE"].write_text("".join(f"{i:04d}.png\n" for i in range(5)))
     found["LORA"] = root / "start.safetensors"
     unet = base_model.load_unet(base_model.Base(MODEL), torch.float32)
-    lora.attach(unet, rank=TINY["rank"], alpha=1.0, seed=9)
-    save_file(lora_file.to_kohya(lora.weights(unet), alpha=1.0, dtype=torch.float32), found["LORA"])
+    attach_lora(unet, rank=TINY["rank"], alpha=1.0, seed=9)
+    save_file(lora_file.to_kohya(LoraNetwork(unet).weights(), alpha=1.0, dtype=torch.float32), found["LORA"])
     return found
 
 

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from random_checkpoint import SMALL, part, random_state, shapes
+from random_checkpoint import SMALL, Evil, change_config, fake, part, random_state, shapes
 from safetensors.torch import save_file
-from test_checkpoint import change_config, fake
-from test_ckpt import Evil
 
 from trainer.__main__ import main
 from trainer.builtin import MODEL

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from trainer.builtin import MODEL
-from trainer.common.distributed import ONE
 from trainer.common.errors import UserError
 from trainer.data import latent_cache
 from trainer.data.folders import Sample
@@ -16,10 +15,10 @@ from trainer.data.images import PLAIN, View
 from trainer.models import base_model
 
 
-def run(folder, path, **more):
-    how = {"resolution": 64, "bucket": True, "views": [PLAIN], "clip_skip": 1, "base": base_model.Base(MODEL)} | more
-    how |= {"folder": folder, "device": torch.device("cpu"), "ranks": ONE, "progress": lambda *_: None}
-    return latent_cache.encode([Sample(path, "x")], {"x"}, **how)
+def run(folder, path, views=(PLAIN,), **more):
+    how = {"base": base_model.Base(MODEL), "resolution": 64, "bucket": True, "device": torch.device("cpu")} | more
+    cache = latent_cache.LatentCache(folder=folder, **how)
+    return cache.encode([Sample(path, "x")], {"x"}, views=views, progress=lambda *_: None)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from trainer.__main__ import main
+from trainer.common import trainer_process
 from trainer.evaluation import sweep
 
 QUICK = ("--steps", "3", "--images", "4", "--rate-images", "4", "--sample-steps", "2")
@@ -20,7 +21,7 @@ def in_process(monkeypatch):
         calls.append(command[2:])
         return subprocess.CompletedProcess(command, main(command[2:]))
 
-    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(trainer_process.subprocess, "run", run)
     return calls
 
 
@@ -89,7 +90,7 @@ def test_a_sweep_goes_on_wherever_it_was_stopped(tmp_path, in_process, trainer):
 def test_a_sweep_may_be_attacked(monkeypatch, tmp_path):
     """The attacks want a LoRA, which the sweep is about to make."""
     called = []
-    monkeypatch.setattr(sweep, "_call", called.append)
+    monkeypatch.setattr(sweep, "run_trainer", called.append)
     attack = ["--sensitive", "trainer/builtin/pictures", "--relearn", "5"]
     made = sweep.sweep("temperature=1,2", ["--output-dir", str(tmp_path)], attack)
     assert [words[0] for words in called] == ["--output-dir", "evaluate"] * 2

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from trainer.builtin import CLASSIFIER, HERE, MODEL, classifier, digits
-from trainer.generation.generate import generate_pictures
+from trainer.generation.generate import PictureSettings, generate_pictures
 from trainer.metrics.digit_judge import DigitJudge
 from trainer.models import base_model, pipeline
 
@@ -78,7 +78,7 @@ def test_classifier_accuracy():
 
 def make(prompt, n, guidance=1.0):
     pipe = pipeline.load_pipeline(base_model.Base(MODEL))
-    return generate_pictures(pipe, prompt, seeds=range(n), resolution=64, steps=25, guidance=guidance)
+    return generate_pictures(pipe, prompt, range(n), PictureSettings(64, 25, guidance))
 
 
 def test_the_base_model_makes_all_ten_digits():

@@ -12,12 +12,13 @@ from PIL import Image
 
 from trainer.__main__ import main
 from trainer.builtin import CONFIG
+from trainer.common import trainer_process
 from trainer.common.errors import UserError
 from trainer.config.arguments import parse
 from trainer.config.train_config import TrainConfig
 from trainer.data.images import PLAIN, View
-from trainer.evaluation import options
-from trainer.experiments import datasets, pixels, reproduce, run_training
+from trainer.evaluation.options import read_options
+from trainer.experiments import datasets, pixels, reproduce, run_commands
 from trainer.objective.temperature import BINS, LossScale
 
 SPLITS = {"mnist": (25000, 2500, 2500), "cifar10": (20000, 2000, 2000), "stl10": (2000, 200, 200)}
@@ -59,7 +60,7 @@ def test_the_commands_of_stable_diffusion_are_commands(monkeypatch, tmp_path):
         words = [word.replace("{out}", str(tmp_path)) for word in shlex.split(command["run"])]
         seen.append(words[0])
         if words[0] == "evaluate":
-            assert options.read(words[1:]).normal_text == "a photo of a middle-aged man"
+            assert read_options(words[1:]).normal_text == "a photo of a middle-aged man"
         elif words[0].startswith("--"):
             for folder in ("unlabeled", "sensitive"):
                 (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
@@ -72,28 +73,28 @@ def test_commands_are_run_once_and_stop_at_the_first_failure(tmp_path):
     lines = [{"makes": "sheet.png", "run": 'data --sheet "{out}/sheet.png" --output-dir {out}'}]
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "sheet.png").write_text("made before")
-    assert run_training.run_all(lines, tmp_path) == 0
+    assert run_commands.run_all(lines, tmp_path) == 0
     assert (tmp_path / "sheet.png").read_text() == "made before"
     with pytest.raises(UserError, match="ended with exit code 2"):
-        run_training.run_all([{"makes": "x", "run": "sample --base nowhere.safetensors"}], tmp_path)
+        run_commands.run_all([{"makes": "x", "run": "sample --base nowhere.safetensors"}], tmp_path)
 
 
 def test_a_training_among_the_commands_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     called = []
     done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(run_training.subprocess, "run", lambda words, check: called.append(words[2:]) or done)
+    monkeypatch.setattr(trainer_process.subprocess, "run", lambda words, check: called.append(words[2:]) or done)
     lines = [{"makes": "a/report.html", "run": "--steps 3 --output-dir {out} --name a"}]
     first = ["--steps", "3", "--output-dir", str(tmp_path), "--name", "a"]
-    run_training.run_all(lines, tmp_path)
+    run_commands.run_all(lines, tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.toml").touch()  # stopped before its first state
-    run_training.run_all(lines, tmp_path)
+    run_commands.run_all(lines, tmp_path)
     assert not (tmp_path / "a").exists()
     assert called == [first, first]
     state = tmp_path / "a" / "state" / "step00000001.safetensors"
     state.parent.mkdir(parents=True)
     state.touch()
-    run_training.run_all(lines, tmp_path)
+    run_commands.run_all(lines, tmp_path)
     assert called[-1] == ["--resume", "--name=a", f"--output-dir={tmp_path}"]
 
 
@@ -180,8 +181,8 @@ def test_folding_is_undone():
 
 def test_the_sampler_finds_a_known_distribution():
     """Pixels drawn from N(0.3, 0.1^2): the best velocity is known, and DDIM with it gives that mean and spread."""
-    noise = pixels.Noise(0.00085, 0.012, "scaled_linear", "v_prediction")
-    signal, _ = noise.signal()
+    noise = pixels.NoiseSettings(0.00085, 0.012, "scaled_linear", "v_prediction")
+    alphas = noise.schedule().alphas_cumprod
     mean, std = 0.3, 0.1
 
     class Best(torch.nn.Module):
@@ -190,7 +191,7 @@ def test_the_sampler_finds_a_known_distribution():
             self.weight = torch.nn.Parameter(torch.zeros(1))  # tells its device
 
         def forward(self, x, t, text=None):
-            a = signal[t.long()]
+            a = alphas[t.long()]
             clean = mean + a.sqrt() * std**2 / (a * std**2 + 1 - a) * (x - a.sqrt() * mean)
             return pixels.Predicted(((a.sqrt() * x) - clean) / (1 - a).sqrt())
 

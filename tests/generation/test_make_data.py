@@ -69,8 +69,8 @@ def test_folders_manifest_and_metadata_agree(made):
 def test_pictures_are_those_of_their_seeds_and_prompts(made):
     pipe = pipeline.load_pipeline(base_model.Base(MODEL))
     for record in lines(made)[::3]:
-        how = {"seeds": [record["seed"]], "resolution": 64, "steps": 2, "guidance": 3.0}
-        (wanted,) = generate.generate_pictures(pipe, record["prompt"], **how).astype(int)
+        settings = generate.PictureSettings(64, steps=2, guidance=3.0)
+        (wanted,) = generate.generate_pictures(pipe, record["prompt"], [record["seed"]], settings).astype(int)
         assert np.abs(np.asarray(Image.open(made / record["file"])) - wanted).max() <= 1
 
 
@@ -234,11 +234,11 @@ def test_bad_options_are_told_all_at_once(tmp_path, capsys, monkeypatch):
 def test_memory_that_runs_out_halves_the_batch(made, tmp_path, monkeypatch, capsys):
     real, sizes = generate.generate_pictures, []
 
-    def pictures(*args, **how):
-        sizes.append(len(how["seeds"]))
+    def pictures(pipe, prompt, seeds, settings, **how):
+        sizes.append(len(seeds))
         if how["at_once"] > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(*args, **how)
+        return real(pipe, prompt, seeds, settings, **how)
 
     monkeypatch.setattr(generate, "generate_pictures", pictures)
     assert call(tmp_path / "out", "--micro-batch", 4) == 0
@@ -257,8 +257,8 @@ def test_samplers_differ_and_batches_change_nothing():
     found = {}
     for name in pipeline.SAMPLERS:
         pipeline.set_sampler(pipe, name)
-        how = {"seeds": [5, 6], "resolution": 64, "steps": 4, "guidance": 3.0}
-        found[name], one = (generate.generate_pictures(pipe, "a photo of a digit", at_once=n, **how) for n in (2, 1))
+        how = ("a photo of a digit", [5, 6], generate.PictureSettings(64, steps=4, guidance=3.0))
+        found[name], one = (generate.generate_pictures(pipe, *how, at_once=n) for n in (2, 1))
         assert np.abs(found[name].astype(int) - one).max() <= 2, name
     for name, images in found.items():
         assert all(np.abs(images.astype(int) - found[other]).max() > 20 for other in found if other != name)

@@ -9,14 +9,18 @@ from PIL import Image
 
 from trainer.__main__ import main
 from trainer.builtin import MODEL
+from trainer.common.distributed import ONE
 from trainer.common.errors import Stopped
 from trainer.config.train_config import TrainConfig
 from trainer.data import inputs
 from trainer.data.folders import Folders, Sample
+from trainer.data.job import TrainingJob
 from trainer.generation import preservation
-from trainer.generation.generate import generate_pictures
+from trainer.generation.generate import PictureSettings, generate_pictures
 from trainer.memory.memory_plan import MemoryPlan
 from trainer.models import base_model, pipeline
+from trainer.reporting.run_context import RunContext
+from trainer.reporting.run_dir import RunDir
 
 CONFIG = TrainConfig(base="builtin", resolution=64, sample_steps=2, keep_prompts="the digit two |the digit four|")
 
@@ -25,10 +29,10 @@ CONFIG = TrainConfig(base="builtin", resolution=64, sample_steps=2, keep_prompts
 def make(tmp_path, monkeypatch):
     monkeypatch.setattr(preservation, "IMAGES", 2)
 
-    def make(switches=MemoryPlan("fp32", "fp32"), check=lambda: None):  # noqa: B008
-        return preservation.preservation_samples(
-            CONFIG, base_model.Base(MODEL), tmp_path, switches, device=torch.device("cpu"), check=check
-        )
+    def make(plan=MemoryPlan("fp32", "fp32"), check=lambda: None):  # noqa: B008
+        job = TrainingJob(CONFIG, base_model.Base(MODEL), Folders([], [], [], []))
+        context = RunContext(torch.device("cpu"), ONE, RunDir(tmp_path, "run"), emit=None, check=check)
+        return preservation.preservation_samples(job, plan, context)
 
     return make
 
@@ -41,20 +45,14 @@ def test_they_are_the_base_models_pictures_under_their_prompts(make):
     samples = make()
     assert [s.caption for s in samples] == ["the digit two"] * 2 + ["the digit four"] * 2
     seeds, prompt = [preservation.FIRST_SEED + 2, preservation.FIRST_SEED + 3], "the digit four"
-    wanted = generate_pictures(
-        pipeline.load_pipeline(base_model.Base(MODEL)),
-        prompt,
-        seeds=seeds,
-        resolution=64,
-        steps=2,
-        guidance=preservation.GUIDANCE,
-    )
+    settings = PictureSettings(64, steps=2, guidance=preservation.GUIDANCE)
+    wanted = generate_pictures(pipeline.load_pipeline(base_model.Base(MODEL)), prompt, seeds, settings)
     assert np.abs(read(samples[2:]).astype(int) - wanted).max() <= 1
 
 
 def test_memory_switches_change_rounding_only(make, tmp_path):
     plain = read(make())
-    for path in tmp_path.iterdir():
+    for path in (tmp_path / "run" / "keep").iterdir():
         path.unlink()
     saving = read(make(MemoryPlan("fp32", "fp32", checkpointing=4, offload=2)))
     assert np.abs(saving.astype(int) - plain).max() <= 1

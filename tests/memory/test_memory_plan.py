@@ -7,7 +7,8 @@ from torch import nn
 from trainer.builtin import MODEL
 from trainer.memory import frozen_weights, memory_plan
 from trainer.memory.memory_plan import MemoryPlan
-from trainer.models import base_model, lora
+from trainer.models import base_model
+from trainer.models.networks import attach_lora
 
 CPU = torch.device("cpu")
 KEPT = {"fp32": 0.0, "bf16": 2**-8, "fp8": 2**-4}  # relative rounding of a stored weight
@@ -24,12 +25,12 @@ def layers():
 
 @pytest.mark.parametrize("kind", layers())
 @pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("is_far", [False, True])
-def test_frozen_layer_equals_the_layer(kind, kept, is_far):
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_frozen_layer_equals_the_layer(kind, kept, offloaded):
     """Forward and input gradient are those of a plain layer that holds the rounded weight."""
     plain, x = layers()[kind]
-    stands = frozen_weights.FrozenLayer(plain, dtype=memory_plan.DTYPES[kept], device=CPU, is_far=is_far)
-    rounded = stands.weight.fetch(CPU, torch.float32)
+    stands = frozen_weights.FrozenLayer(plain, dtype=memory_plan.DTYPES[kept], device=CPU, offloaded=offloaded)
+    rounded = stands.weight.materialize(CPU, torch.float32)
     largest = plain.weight.flatten(1).abs().amax(1).view(-1, *[1] * (plain.weight.ndim - 1))
     off = (rounded - plain.weight).abs()
     assert (off <= KEPT[kept] * plain.weight.abs() + (kept == "fp8") * largest * 2**-9 / 448).all()
@@ -54,7 +55,7 @@ def test_autograd_keeps_no_fetched_weight():
         sizes.append(tuple(tensor.shape))
         return tensor
 
-    stands = frozen_weights.FrozenLayer(plain, dtype=frozen_weights.FP8, device=CPU, is_far=False)
+    stands = frozen_weights.FrozenLayer(plain, dtype=frozen_weights.FP8, device=CPU, offloaded=False)
     for layer, wanted in ((plain.requires_grad_(False), True), (stands, False)):
         sizes.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
@@ -64,7 +65,7 @@ def test_autograd_keeps_no_fetched_weight():
 
 def test_frozen_layer_computes_in_autocasts_type():
     plain, x = layers()["linear"]
-    stands = frozen_weights.FrozenLayer(plain, dtype=torch.float32, device=CPU, is_far=False)
+    stands = frozen_weights.FrozenLayer(plain, dtype=torch.float32, device=CPU, offloaded=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert stands(x).dtype == torch.bfloat16
 
@@ -72,7 +73,7 @@ def test_frozen_layer_computes_in_autocasts_type():
 def step(found: MemoryPlan):
     """Loss and LoRA gradient of the miniature on fixed input."""
     unet = base_model.load_unet(base_model.Base(MODEL), found.load_dtype)
-    parameters = lora.attach(unet, rank=4, alpha=4, seed=0)
+    parameters = attach_lora(unet, rank=4, alpha=4, seed=0).parameters
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters:  # the second layer of each pair starts at zero, and the first then has no gradient
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02

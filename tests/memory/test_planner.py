@@ -12,7 +12,8 @@ from trainer.memory import memory_plan, planner
 from trainer.memory.estimator import Shape, predict, predict_vae
 from trainer.memory.memory_plan import MemoryPlan
 from trainer.memory.planner import MemoryRequest
-from trainer.models import lora, single_file
+from trainer.models import single_file
+from trainer.models.networks import LoraNetwork, attach_lora
 from trainer.models.noise_schedule import per_sample_error
 
 SD15 = Shape(single_file.part_config(shapes(FULL), "unet"), 16, "adamw8bit", 512, 512)
@@ -25,13 +26,13 @@ def measured_mib(shape, found):
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(shape.unet).requires_grad_(False).eval()
-    lora.attach(unet, rank=shape.rank, alpha=shape.rank, seed=0)
+    attach_lora(unet, rank=shape.rank, alpha=shape.rank, seed=0)
     memory_plan.apply_plan(unet, found, device=torch.device("cpu"))
     latents = torch.randn(found.micro_batch, 4, shape.height_px // 8, shape.width_px // 8)
     text = torch.randn(found.micro_batch, 77, shape.unet["cross_attention_dim"])
     t = torch.zeros(found.micro_batch, dtype=torch.long)
     peak = profiled_mib(lambda: per_sample_error(unet(latents, t, text).sample, latents).sum().backward())
-    return peak - 4 * sum(p.numel() for p in lora.parameters(unet)) / 2**20  # without the gradients
+    return peak - 4 * sum(p.numel() for p in LoraNetwork(unet).parameters) / 2**20  # without the gradients
 
 
 def profiled_mib(call):

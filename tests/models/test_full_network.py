@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from trainer.builtin import MODEL
 from trainer.memory.estimator import Shape, predict
 from trainer.memory.memory_plan import MemoryPlan
-from trainer.models import base_model, full_network
+from trainer.models import base_model
+from trainer.models.networks import train_whole
 
 QUICK = (
     "--network",
@@ -88,7 +89,7 @@ def test_the_plan_counts_every_weight():
     config = base_model.part_config(base_model.Base(MODEL), "unet")
     found = predict(Shape(config, 16, "adamw", 64, 64, "full"), MemoryPlan("fp32", "fp32"))
     unet = base_model.load_unet(base_model.Base(MODEL), torch.float32)
-    trained = sum(p.numel() for p in full_network.attach(unet))
+    trained = sum(p.numel() for p in train_whole(unet).parameters)
     assert found.weights == 0
     assert found.lora * 2**20 == pytest.approx(trained * (4 + 2 * 4 + 8), rel=1e-6)
 

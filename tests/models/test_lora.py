@@ -10,7 +10,8 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
 from trainer.builtin import MODEL
-from trainer.models import base_model, lora, lora_file, pipeline
+from trainer.models import base_model, lora_file, pipeline
+from trainer.models.networks import LoraNetwork, attach_lora, lora_target_names
 
 RANK, ALPHA = 4, 6.0
 
@@ -18,7 +19,7 @@ RANK, ALPHA = 4, 6.0
 @pytest.fixture
 def unet():
     found = base_model.load_unet(base_model.Base(MODEL), torch.float32)
-    lora.attach(found, rank=RANK, alpha=ALPHA, seed=0)
+    attach_lora(found, rank=RANK, alpha=ALPHA, seed=0)
     return found
 
 
@@ -26,7 +27,7 @@ def stir(unet, scale=0.05):
     """Make the LoRA do something."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for pair in lora.pairs(unet).values():
+        for pair in LoraNetwork(unet).pairs().values():
             for layer in pair:
                 layer.weight.add_(torch.randn(layer.weight.shape, generator=generator) * scale)
 
@@ -51,7 +52,7 @@ def sd15_names():
 def test_names_and_shapes_on_the_real_sd15():
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)  # diffusers' defaults are SD 1.5
-    names = {lora_file.kohya_name(path) for path in lora.target_names(unet)}
+    names = {lora_file.kohya_name(path) for path in lora_target_names(unet)}
     assert names == sd15_names()
     assert len(names) == 192
     layers = dict(unet.named_modules())
@@ -61,11 +62,11 @@ def test_names_and_shapes_on_the_real_sd15():
 def test_starts_as_identity_and_is_the_same_for_the_same_seed(unet):
     torch.testing.assert_close(call(unet), call(base_model.load_unet(base_model.Base(MODEL), torch.float32)))
     again, other = (base_model.load_unet(base_model.Base(MODEL), torch.float32) for _ in range(2))
-    lora.attach(again, rank=RANK, alpha=ALPHA, seed=0)
-    lora.attach(other, rank=RANK, alpha=ALPHA, seed=1)
-    first = lora.weights(unet)
-    assert all(torch.equal(v, first[k]) for k, v in lora.weights(again).items())
-    assert any(not torch.equal(v, first[k]) for k, v in lora.weights(other).items())
+    attach_lora(again, rank=RANK, alpha=ALPHA, seed=0)
+    attach_lora(other, rank=RANK, alpha=ALPHA, seed=1)
+    first = LoraNetwork(unet).weights()
+    assert all(torch.equal(v, first[k]) for k, v in LoraNetwork(again).weights().items())
+    assert any(not torch.equal(v, first[k]) for k, v in LoraNetwork(other).weights().items())
 
 
 def test_only_the_lora_is_trainable(unet):
@@ -78,7 +79,7 @@ def test_disabled_is_the_base_model_and_is_given_back(unet):
     base, before = call(base_model.load_unet(base_model.Base(MODEL), torch.float32)), None
     stir(unet)
     before = call(unet)
-    with pytest.raises(RuntimeError, match="inside"), lora.disabled(unet):
+    with pytest.raises(RuntimeError, match="inside"), LoraNetwork(unet).disabled():
         torch.testing.assert_close(call(unet), base)
         raise RuntimeError("inside")
     torch.testing.assert_close(call(unet), before)
@@ -87,10 +88,10 @@ def test_disabled_is_the_base_model_and_is_given_back(unet):
 
 def test_weights_round_trip(unet):
     stir(unet)
-    saved, wanted = lora.weights(unet), call(unet)
+    saved, wanted = LoraNetwork(unet).weights(), call(unet)
     fresh = base_model.load_unet(base_model.Base(MODEL), torch.float32)
-    lora.attach(fresh, rank=RANK, alpha=ALPHA, seed=9)
-    lora.load_weights(fresh, saved)
+    attach_lora(fresh, rank=RANK, alpha=ALPHA, seed=9)
+    LoraNetwork(fresh).load_weights(saved)
     assert torch.equal(call(fresh), wanted)
 
 
@@ -106,13 +107,13 @@ def save(unet, path, dtype=torch.float32, prediction_type="epsilon"):
         prediction_type=prediction_type,
         clip_skip=1,
     )
-    lora_file.save(path, lora_file.to_kohya(lora.weights(unet), alpha=ALPHA, dtype=dtype), standard)
+    lora_file.save(path, lora_file.to_kohya(LoraNetwork(unet).weights(), alpha=ALPHA, dtype=dtype), standard)
     return path
 
 
 def test_file_holds_three_tensors_for_each_module_and_nothing_else(unet, tmp_path):
     tensors = safetensors.torch.load_file(save(unet, tmp_path / "x.safetensors", torch.float16))
-    names = {lora_file.kohya_name(path) for path in lora.pairs(unet)}
+    names = {lora_file.kohya_name(path) for path in LoraNetwork(unet).pairs()}
     suffixes = ("lora_down.weight", "lora_up.weight", "alpha")
     assert tensors.keys() == {f"{name}.{suffix}" for name in names for suffix in suffixes}
     assert {t.dtype for t in tensors.values()} == {torch.float16}
@@ -161,4 +162,4 @@ def test_diffusers_makes_the_same_picture(unet, tmp_path):
     assert np.abs(loaded - trained).max() <= 1e-3
     assert np.abs(loaded - base).max() > 0.05  # the LoRA does something at all
     with safe_open(path, "pt") as file:
-        assert len(list(file.keys())) == 3 * len(lora.pairs(unet))
+        assert len(list(file.keys())) == 3 * len(LoraNetwork(unet).pairs())

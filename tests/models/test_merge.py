@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainer.common.errors import UserError
-from trainer.models import base_model, lora, lora_file, merge
+from trainer.models import base_model, lora_file, merge
+from trainer.models.networks import LoraNetwork, attach_lora
 
 RANK, ALPHA = 2, 3.0
 
@@ -18,12 +19,12 @@ def trained(tmp_path_factory):
     """A base, its U-Net with a LoRA that does something, and the LoRA's weights."""
     base = base_model.Base(write(tmp_path_factory.mktemp("base") / "x.safetensors", SMALL, torch.float32))
     unet = base_model.load_unet(base, torch.float32)
-    parameters = lora.attach(unet, rank=RANK, alpha=ALPHA, seed=0)
+    parameters = attach_lora(unet, rank=RANK, alpha=ALPHA, seed=0).parameters
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in parameters:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return base, unet, lora.weights(unet)
+    return base, unet, LoraNetwork(unet).weights()
 
 
 def predict(unet):
@@ -88,9 +89,9 @@ def test_going_on_from_a_lora(trained, tmp_path):
     path = tmp_path / "start.safetensors"
     save_file(lora_file.to_kohya(weights, alpha=ALPHA, dtype=torch.float32), path)
     fresh = base_model.load_unet(base, torch.float32)
-    lora.attach(fresh, rank=RANK, alpha=8.0, seed=5)
-    modules = lora.pairs(fresh)
-    lora.load_weights(fresh, lora_file.from_kohya(path, modules, rank=RANK, scale=8.0 / RANK))
+    attach_lora(fresh, rank=RANK, alpha=8.0, seed=5)
+    modules = LoraNetwork(fresh).pairs()
+    LoraNetwork(fresh).load_weights(lora_file.from_kohya(path, modules, rank=RANK, scale=8.0 / RANK))
     torch.testing.assert_close(predict(fresh), predict(unet), atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="has rank 2; give --rank 2"):
         lora_file.from_kohya(path, modules, rank=4, scale=1.0)
@@ -101,7 +102,7 @@ def test_going_on_from_a_lora(trained, tmp_path):
     save_file(lora_file.to_kohya(wide, alpha=ALPHA, dtype=torch.float32), tmp_path / "wide.safetensors")
     name = r"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k\.lora_down\.weight"
     with pytest.raises(UserError, match=rf"{name} is \(2, 128\) there, \(2, 64\) in this model"):
-        lora_file.from_kohya(tmp_path / "wide.safetensors", lora.pairs(fresh), rank=RANK, scale=1.0)
+        lora_file.from_kohya(tmp_path / "wide.safetensors", LoraNetwork(fresh).pairs(), rank=RANK, scale=1.0)
     with pytest.raises(UserError, match="has no lora_unet_other_down"):
         lora_file.from_kohya(path, {"other.down": ()}, rank=RANK, scale=1.0)
     with pytest.raises(UserError, match="cannot be read"):

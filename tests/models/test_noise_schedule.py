@@ -5,6 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from trainer.models import noise_schedule
+from trainer.models.noise_schedule import NoiseSchedule
 
 ORACLE = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
 
@@ -22,18 +23,17 @@ def test_schedule():
 
 def test_add_noise(batch):
     latents, noise, t = batch
-    torch.testing.assert_close(
-        noise_schedule.add_noise(latents, noise, t, ORACLE.alphas_cumprod), ORACLE.add_noise(latents, noise, t)
-    )
+    found = NoiseSchedule(ORACLE.alphas_cumprod).add_noise(latents, noise, t)
+    torch.testing.assert_close(found, ORACLE.add_noise(latents, noise, t))
 
 
 def test_targets(batch):
     latents, noise, t = batch
-    found = noise_schedule.target(latents, noise, t, ORACLE.alphas_cumprod, "v_prediction")
+    found = NoiseSchedule(ORACLE.alphas_cumprod, "v_prediction").target(latents, noise, t)
     torch.testing.assert_close(found, ORACLE.get_velocity(latents, noise, t))
-    assert noise_schedule.target(latents, noise, t, ORACLE.alphas_cumprod, "epsilon") is noise
+    assert NoiseSchedule(ORACLE.alphas_cumprod, "epsilon").target(latents, noise, t) is noise
     with pytest.raises(ValueError, match="'sample'"):
-        noise_schedule.target(latents, noise, t, ORACLE.alphas_cumprod, "sample")
+        NoiseSchedule(ORACLE.alphas_cumprod, "sample")
 
 
 def test_per_sample_error_is_a_sum_in_fp32():

@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from random_checkpoint import SMALL, random_state, write
+from random_checkpoint import SMALL, Evil, random_state, write
 
 from trainer.common.errors import UserError
 from trainer.models import base_model
@@ -42,11 +42,6 @@ def test_ckpt_with_lightnings_callback(tmp_path, monkeypatch):
     torch.save({"state_dict": random_state(SMALL), "callbacks": {_Callback: {"best": 1.0}}}, tmp_path / "x.ckpt")
     monkeypatch.undo()
     assert base_model.load_unet(base_model.Base(tmp_path / "x.ckpt"), torch.float32).config.cross_attention_dim == 64
-
-
-class Evil:
-    def __reduce__(self):
-        return (print, ("this must never run",))
 
 
 def refuse(path, match):

@@ -1,12 +1,11 @@
 """Single-file checkpoints: shapes, loading against diffusers' own converter, and what is refused, in which words."""
 
-import json
 import pickle
 import shutil
 
 import pytest
 import torch
-from random_checkpoint import FULL, SMALL, Shape, part, random_state, shapes, write
+from random_checkpoint import FULL, SMALL, Shape, fake, part, random_state, shapes, write
 from safetensors.torch import load_file, save_file
 
 from trainer.builtin import MODEL
@@ -18,26 +17,6 @@ from trainer.models import base_model, pipeline, single_file
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return write(tmp_path_factory.mktemp("base") / "küsten modell.safetensors", SMALL)
-
-
-def fake(path, sizes, metadata=None):
-    """A .safetensors with a true header and a hole for data: no disk, no time."""
-    entries, end = {}, 0
-    for name, size in sizes.items():
-        start, end = end, end + 2 * torch.Size(size).numel()
-        entries[name] = {"dtype": "F16", "shape": list(size), "data_offsets": [start, end]}
-    head = json.dumps({"__metadata__": metadata or {}, **entries}).encode()
-    with open(path, "wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        file.truncate(8 + len(head) + end)
-    return path
-
-
-def change_config(folder, **values):
-    """Of a diffusers folder's U-Net."""
-    file = folder / "unet" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-    return folder
 
 
 def test_full_shape_is_that_of_sd_1_5():
@@ -115,12 +94,12 @@ def test_same_pictures_as_the_folder_diffusers_saves(small, tmp_path):
 
 
 def test_v_prediction(small, tmp_path):
-    assert base_model.load_alphas_cumprod(base_model.Base(small))[1] == "epsilon"
-    assert base_model.load_alphas_cumprod(base_model.Base(small, prediction="v"))[1] == "v_prediction"
+    assert base_model.load_noise_schedule(base_model.Base(small)).prediction_type == "epsilon"
+    assert base_model.load_noise_schedule(base_model.Base(small, prediction="v")).prediction_type == "v_prediction"
     marked = fake(tmp_path / "v.safetensors", {**shapes(SMALL), "v_pred": ()})
-    assert base_model.load_alphas_cumprod(base_model.Base(marked))[1] == "v_prediction"
+    assert base_model.load_noise_schedule(base_model.Base(marked)).prediction_type == "v_prediction"
     said = fake(tmp_path / "m.safetensors", shapes(SMALL), {"modelspec.prediction_type": "v"})
-    assert base_model.load_alphas_cumprod(base_model.Base(said))[1] == "v_prediction"
+    assert base_model.load_noise_schedule(base_model.Base(said)).prediction_type == "v_prediction"
 
 
 def test_another_vae(small, tmp_path):

@@ -14,7 +14,8 @@ from diffusers import UNet2DConditionModel
 from random_checkpoint import FULL, write
 from safetensors.torch import load_file, save_file
 
-from trainer.models import lora, lora_file
+from trainer.models import lora_file
+from trainer.models.networks import lora_target_names
 
 pytestmark = needs_comfyui
 __all__ = ["server"]
@@ -374,7 +375,7 @@ def test_every_module_of_the_full_shape_is_patched(tmp_path):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)  # diffusers' defaults are SD 1.5
         layers = dict(unet.named_modules())
     generator, tensors = torch.Generator().manual_seed(0), {}
-    for path in lora.target_names(unet):
+    for path in lora_target_names(unet):
         name, (out, inside, *kernel) = lora_file.kohya_name(path), layers[path].weight.shape
         tensors[f"{name}.lora_down.weight"] = torch.randn(4, inside, *kernel, generator=generator) * 0.1
         tensors[f"{name}.lora_up.weight"] = torch.randn(out, 4, *kernel, generator=generator) * 0.1

@@ -20,7 +20,8 @@ import torch
 import webui_stub
 from diffusers import UNet2DConditionModel
 
-from trainer.models import lora, lora_file
+from trainer.models import lora_file
+from trainer.models.networks import lora_target_names
 
 ROOT = Path(__file__).parents[2]
 BLOCK = [f"transformer_blocks.0.{a}.to_{p}" for a in ("attn1", "attn2") for p in ("q", "k", "v", "out.0")]
@@ -59,7 +60,7 @@ def file(tmp_path_factory):
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
     weights = {}
-    for path in lora.target_names(unet):
+    for path in lora_target_names(unet):
         weights[f"{path}.down"], weights[f"{path}.up"] = torch.ones(1, 1), torch.ones(1, 1)
     tensors = lora_file.to_kohya(weights, alpha=1.0, dtype=torch.float16)
     standard = lora_file.standard_metadata(

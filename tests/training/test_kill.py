@@ -18,7 +18,7 @@ STEPS = 12
 # Runs the trainer with a save that says when it begins, and waits before and after it writes.
 SLOW_SAVE = """
 import contextlib, sys, time
-from trainer import run_dir
+from trainer.reporting import run_dir
 from trainer.__main__ import main
 genuine = run_dir.replacing
 @contextlib.contextmanager

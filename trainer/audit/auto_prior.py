@@ -2,54 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..config.train_config import TrainConfig
-from ..data.folders import Folders
-from ..models.base_model import Base
 from ..objective import class_prior
 from ..objective.class_prior import Prior
 
 if TYPE_CHECKING:
-    import torch
-
+    from ..data.job import TrainingJob
     from ..memory.memory_plan import MemoryPlan
+    from ..reporting.run_context import RunContext
 
 
 GUESS = 0.2  # where nothing can be told
 LEAST, MOST = 0.01, 0.9  # 0 would unlearn nothing, 1 leave nothing to learn
-Progress = Callable[[str, int, int], None]
 
 
-def resolve_prior(
-    config: TrainConfig,
-    base: Base,
-    folders: Folders,
-    cache: Path,
-    switches: MemoryPlan,
-    *,
-    device: torch.device,
-    progress: Progress,
-) -> tuple[float, list[str]]:
-    """The prior to train with where --prior is auto.
+def resolve_prior(job: TrainingJob, plan: MemoryPlan, context: RunContext) -> tuple[float, list[str]]:
+    """Estimate the prior to train with where --prior is auto. The latents it needs are those of the training.
 
-    Args: cache: where the run keeps its latents: they are made once for both.
     Returns: (prior, what to tell people).
     """
+    config, folders = job.config, job.folders
     if config.objective == "unsupervised":
         return GUESS, []  # which has no use for it
     labeled = [*folders.sensitive, *folders.held_out]
     bound = class_prior.bound(len(folders.unlabeled), len(labeled))
     if bound > class_prior.TOO_WIDE:
         return GUESS, [_describe_too_few(len(folders.unlabeled), len(labeled), bound)]
+    from ..data.latent_cache import LatentCache
     from . import features  # imports torch, which the words below do not need
 
     samples = [*folders.unlabeled, *labeled]
-    images = features.Images(base, samples, config.resolution, config.bucket, cache, device, switches, progress)
+    cache = LatentCache(job.base, context.run_dir.cache, config.resolution, config.bucket, context.device)
+    images = features.Images(cache, samples, plan, context.progress("prior"))
     is_sensitive = np.arange(len(samples)) >= len(folders.unlabeled)
     scores = class_prior.cross_fit(features.unet_features(images), is_sensitive, seed=config.seed)
     found = class_prior.estimate(scores, is_sensitive, seed=config.seed)

@@ -17,6 +17,7 @@ from ..builtin import CONFIG
 from ..common import errors
 from ..common.distributed import ONE
 from ..common.errors import UserError
+from ..common.events import EventWriter
 from ..common.files import replacing, write_text
 from ..common.interrupts import follow_parent
 from ..config.arguments import Invocation, parse
@@ -26,7 +27,6 @@ from ..models import base_model, hub
 from ..models.base_model import Base
 from ..objective.class_prior import Prior
 from ..reporting import html
-from ..reporting.events import answer, watched
 from .auto_prior import describe, usable
 from .ranking import SCORES, AuditOptions, Ranking, near_duplicates, rank
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     html.save(report, f"Audit of {folder.name.removesuffix('-audit')}", parts)
     prior = None if found.prior is None else usable(found.prior)
     places = {"sheet": str(folder / "audit.png"), "report": str(report)}
-    answer([*lines, f"page: {report}"], events=invocation.events, event="audit", prior=prior, **places)
+    EventWriter(is_on=invocation.events).answer([*lines, f"page: {report}"], "audit", prior=prior, **places)
     return errors.DONE
 
 
@@ -111,7 +111,7 @@ def prior_main(argv: Sequence[str]) -> int:
     write_text(folder / "prior.json", json.dumps(asdict(found.prior), indent=1) + "\n")
     lines = describe(found.prior)
     html.save(folder / "prior.html", f"Prior of {folder.name.removesuffix('-audit')}", map(html.says, lines))
-    answer(lines, events=invocation.events, event="prior", **asdict(found.prior))
+    EventWriter(is_on=invocation.events).answer(lines, "prior", **asdict(found.prior))
     return errors.DONE
 
 
@@ -125,7 +125,7 @@ def _ranked(invocation: Invocation, how: AuditOptions) -> tuple[Folders, Ranking
     folder = config.output_dir / f"{config.name}-audit"
     if invocation.follow_parent:
         follow_parent()
-    with watched("audit", unit="image", events=invocation.events) as progress:
+    with EventWriter(is_on=invocation.events).watched("audit", unit="image") as progress:
         try:
             found = rank(config, base, folders, how, folder / "cache", progress)
         finally:

@@ -11,21 +11,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..common.distributed import ONE
 from ..common.errors import UserError
+from ..common.interrupts import Progress
 from ..common.third_party import quiet
 from ..data.folders import Sample
 from ..data.images import PLAIN, read_image, training_size
-from ..data.latent_cache import Encoded, Progress, encode
+from ..data.latent_cache import Encoded, LatentCache
 from ..memory.memory_plan import DTYPES, MemoryPlan, apply_plan
-from ..models import base_model, lora, pipeline
+from ..models import base_model, pipeline
 from ..models.base_model import Base
-from ..models.noise_schedule import add_noise, per_sample_error, target
+from ..models.networks import LoraNetwork
+from ..models.noise_schedule import per_sample_error
 from ..models.pipeline import add_lora
 
 TIMESTEP = 150  # little noise: the content decides. Between 1 and 300 of 1,000 it hardly matters
 POOLED = 4  # features are averaged to 4 x 4 places: where something is counts, but not to the pixel
-RISE_TIMESTEPS = (100, 250, 400, 550, 700, 850)
+GROWTH_TIMESTEPS = (100, 250, 400, 550, 700, 850)
 AT_ONCE = 8
 
 
@@ -33,29 +34,21 @@ AT_ONCE = 8
 class Images:
     """Images as the base model sees them in training, and where it runs."""
 
-    base: Base
+    cache: LatentCache  # its folder is private: latents are pictures
     samples: Sequence[Sample]
-    resolution: int
-    bucket: bool
-    cache: Path  # folder for latents, which are private
-    device: torch.device
-    switches: MemoryPlan  # how the U-Net is held: it must fit where training does
+    plan: MemoryPlan  # how the U-Net is held: it must fit where training does
     progress: Progress
 
+    @property
+    def base(self) -> Base:
+        return self.cache.base
+
+    @property
+    def device(self) -> torch.device:
+        return self.cache.device
+
     def encoded(self, caption: str) -> Encoded:
-        return encode(
-            self.samples,
-            {caption},
-            base=self.base,
-            resolution=self.resolution,
-            bucket=self.bucket,
-            views=[PLAIN],
-            folder=self.cache,
-            clip_skip=1,
-            device=self.device,
-            ranks=ONE,
-            progress=self.progress,
-        )
+        return self.cache.encode(self.samples, {caption}, progress=self.progress)
 
     def alike(self, encoded: Encoded) -> Iterator[tuple[list[int], Tensor]]:
         """Positions and latents [n, 4, h, w] of images of one shape, a few at once."""
@@ -79,16 +72,16 @@ def same_noise(latents: Tensor) -> Tensor:
 def unet_features(images: Images) -> np.ndarray:
     """Mid-block features of each image under the empty prompt. Returns: [n, channels * 16] fp32."""
     encoded = images.encoded("")
-    signal, _ = base_model.load_alphas_cumprod(images.base)
-    unet, dtype = base_model.load_unet(images.base, images.switches.load_dtype), DTYPES[images.switches.precision]
-    apply_plan(unet, images.switches, device=images.device)
+    schedule = base_model.load_noise_schedule(images.base)
+    unet, dtype = base_model.load_unet(images.base, images.plan.load_dtype), DTYPES[images.plan.precision]
+    apply_plan(unet, images.plan, device=images.device)
     text = encoded.text("").to(images.device, dtype)[None]
     found: list[np.ndarray] = [np.empty(0)] * len(images.samples)
     seen: list[Tensor] = []
     unet.mid_block.register_forward_hook(lambda module, arguments, output: seen.append(output))
     for chunk, latents in images.alike(encoded):
         t = torch.full((len(chunk),), TIMESTEP)
-        noisy = add_noise(latents, same_noise(latents), t, signal)
+        noisy = schedule.add_noise(latents, same_noise(latents), t)
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
             unet(noisy.to(images.device, dtype), t.to(images.device), text.expand(len(chunk), -1, -1))
         pooled = F.adaptive_avg_pool2d(seen.pop().float(), POOLED).flatten(1).cpu().numpy()
@@ -128,23 +121,23 @@ def encoder_features(
 
 
 @torch.no_grad()
-def error_rises(images: Images, lora_path: Path, caption: str) -> np.ndarray:
+def error_growth(images: Images, lora_path: Path, caption: str) -> np.ndarray:
     """By how much a LoRA raised the error of each image, in the mean error of all images at that timestep. [n]."""
     encoded = images.encoded(caption)
-    signal, prediction_type = base_model.load_alphas_cumprod(images.base)
-    dtype = DTYPES[images.switches.precision]
+    schedule = base_model.load_noise_schedule(images.base)
+    dtype = DTYPES[images.plan.precision]
     pipe = pipeline.load_pipeline(images.base, base_model.load_unet(images.base, dtype))
     add_lora(pipe, lora_path, 1.0)
     unet = pipe.unet.to(images.device)
     text = encoded.text(caption).to(images.device, dtype)[None]
-    errors = np.zeros((2, len(images.samples), len(RISE_TIMESTEPS)))
+    errors = np.zeros((2, len(images.samples), len(GROWTH_TIMESTEPS)))
     for chunk, latents in images.alike(encoded):
         noise = same_noise(latents)
-        for k, timestep in enumerate(RISE_TIMESTEPS):
+        for k, timestep in enumerate(GROWTH_TIMESTEPS):
             t = torch.full((len(chunk),), timestep)
-            noisy = add_noise(latents, noise, t, signal).to(images.device, dtype)
-            wanted = target(latents, noise, t, signal, prediction_type).to(images.device)
-            for kind, state in enumerate((contextlib.nullcontext(), lora.disabled(unet))):
+            noisy = schedule.add_noise(latents, noise, t).to(images.device, dtype)
+            wanted = schedule.target(latents, noise, t).to(images.device)
+            for kind, state in enumerate((contextlib.nullcontext(), LoraNetwork(unet).disabled())):
                 with state:
                     guess = unet(noisy, t.to(images.device), text.expand(len(chunk), -1, -1)).sample
                 errors[kind, chunk, k] = (per_sample_error(guess, wanted) / wanted[0].numel()).cpu().numpy()

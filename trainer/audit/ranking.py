@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.interrupts import Progress
 from ..config.train_config import TrainConfig
 from ..data.folders import Folders, Sample
 from ..models.base_model import Base
 from ..objective import class_prior
 from ..objective.class_prior import Prior
-from ..reporting.events import Progress
 
 SCORES = ("unet", "encoder", "lora")
 
@@ -43,17 +43,19 @@ def rank(
     config: TrainConfig, base: Base, folders: Folders, how: AuditOptions, cache: Path, progress: Progress
 ) -> Ranking:
     """Score the unlabeled images. Raises: UserError with too few images."""
-    from ..memory import devices  # what imports torch comes after every complaint about options
+    from ..data.latent_cache import LatentCache  # what imports torch comes after every complaint about options
+    from ..memory import devices
     from ..memory.memory_plan import MemoryPlan
     from . import features
 
     device = devices.choose_device(config.device)
     precision = devices.choose_precision(config.precision, device)
-    switches, n = MemoryPlan(precision, precision), len(folders.unlabeled)
+    plan, n = MemoryPlan(precision, precision), len(folders.unlabeled)
     samples = folders.unlabeled if how.score == "lora" else [*folders.unlabeled, *folders.sensitive, *folders.held_out]
-    images = features.Images(base, samples, config.resolution, config.bucket, cache, device, switches, progress)
+    latents = LatentCache(base, cache, config.resolution, config.bucket, device)
+    images = features.Images(latents, samples, plan, progress)
     if how.score == "lora":
-        return Ranking(folders.unlabeled, features.error_rises(images, how.lora, config.prompt or ""), None)
+        return Ranking(folders.unlabeled, features.error_growth(images, how.lora, config.prompt or ""), None)
     if how.score == "encoder":
         paths, more = [sample.path for sample in samples], {"device": device, "progress": progress}
         shape = {"resolution": config.resolution, "bucket": config.bucket}

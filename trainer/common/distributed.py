@@ -35,7 +35,7 @@ class Ranks:
         """This rank's items; ranks may get unequal numbers, or none."""
         return items if self.world == 1 else items[self.rank :: self.world]
 
-    def whole(self, mine: Tensor, n: int) -> Tensor:
+    def gather(self, mine: Tensor, n: int) -> Tensor:
         """Put the shares of all ranks together in their original order. Args: mine: [share]. Returns: [n]."""
         if self.world == 1:
             return mine
@@ -62,7 +62,7 @@ class Ranks:
         self.sum([flag])
         return bool(flag.item())
 
-    def all(self, mine: T) -> list[T]:
+    def all_gather(self, mine: T) -> list[T]:
         """What each rank has (text or numbers), on every rank."""
         if self.world == 1:
             return [mine]
@@ -71,13 +71,13 @@ class Ranks:
         return gather_object([mine])
 
     def wait(self) -> None:
-        """Go on when all ranks have come here."""
+        """Wait until every rank has come here."""
         if self.world > 1:
             import torch.distributed
 
             torch.distributed.barrier()
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first rank's value (text or numbers), on every rank."""
         if self.world == 1:
             return value

@@ -14,11 +14,14 @@ from tqdm import tqdm
 
 from .errors import STOPPED, Stopped
 
+Check = Callable[[], None]  # raises Stopped once the user asked for it
+Progress = Callable[[str, int, int], None]  # (what, done, of); may raise Stopped
+
 FAREWELL_S = 10  # for saving what there is, once the parent is gone
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[Callable[[], None]]:
+def stoppable() -> Iterator[Check]:
     """Yield a function that raises Stopped once the user pressed Ctrl-C (or SIGTERM came); a second signal quits."""
     asked = False
 

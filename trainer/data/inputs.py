@@ -1,9 +1,8 @@
 """The two folders of a run: found, described, and shown by the `data` command."""
 
-import json
-
 from ..common import errors
 from ..common.distributed import Ranks
+from ..common.events import EventWriter
 from ..config.arguments import Invocation
 from ..config.train_config import TrainConfig, folders_of
 from . import contact_sheet
@@ -66,8 +65,5 @@ def run(invocation: Invocation) -> int:
     if invocation.sheet:
         contact_sheet.save(folders, invocation.sheet)
     counts = {name: len(getattr(folders, name)) for name in ("unlabeled", "sensitive", "held_out", "skipped")}
-    if invocation.events:
-        print(json.dumps({"v": 1, "event": "data", "text": "\n".join(lines), **counts}, ensure_ascii=False))
-    else:
-        print("\n".join(lines))
+    EventWriter(is_on=invocation.events).answer(lines, "data", **counts)
     return errors.DONE

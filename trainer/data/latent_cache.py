@@ -14,17 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..common.distributed import Ranks
+from ..common.distributed import ONE, Ranks
 from ..common.errors import UserError
 from ..common.files import replacing, sha256
+from ..common.interrupts import Progress
 from ..models import base_model
 from ..models.base_model import Base, text_states
 from .folders import Sample
-from .images import View, read_image, training_size
+from .images import PLAIN, View, read_image, training_size
 
 FORMAT = 1  # raise when the same key would mean another tensor (SMALLEST_CROP, for one)
 PIXELS_AT_ONCE = 2**18  # one 512 px image
-Progress = Callable[[str, int, int], None]  # (what, done, of); may raise Stopped
 
 
 @dataclass(frozen=True)
@@ -64,47 +64,79 @@ class Encoded:
         return self.store.get(self.text_keys[caption])
 
 
-def encode(
-    samples: Sequence[Sample],
-    captions: Iterable[str],
-    *,
-    base: Base,
-    resolution: int,
-    bucket: bool,
-    views: Sequence[View],
-    folder: Path,
-    clip_skip: int,
-    device: torch.device,
-    ranks: Ranks,
-    progress: Progress,
-) -> Encoded:
-    """Encode what the folder does not hold yet.
+@dataclass(frozen=True)
+class LatentCache:
+    """Latents and text states of one model on disk, by the hash of image, model, size and format."""
 
-    Args:
-        resolution, bucket: see dataset.training_size.
-        views: the versions of each image that draws may ask for.
-        clip_skip: which of the text encoder's layers is read.
-        folder: where tensors are kept, by the hash of image, model, size and format.
-        ranks: the work is shared out over these.
-        progress: called before each batch.
-    Returns: keys into the folder for every sample and caption.
-    Raises: UserError if an image becomes nan (a damaged VAE).
-    """
-    store = Store(folder)
-    latent_keys, files = {}, {sample.path: None for sample in samples}
-    vae_hash = base_model.part_hash(base, "vae")
-    sizes = {path: training_size(path, resolution, bucket=bucket) for path in files}
-    for path, size in sizes.items():
-        content = sha256(path)
-        for view in views:
-            latent_keys[path, view] = _key("latent", content, vae_hash, size, view)
-    for wanted in _shares(ranks, store, {key: item for item, key in latent_keys.items()}):
-        _encode_images(wanted, sizes, store, base=base, device=device, progress=progress)
-    text_hash = base_model.part_hash(base, "text_encoder")
-    text_keys = {caption: _key("text", caption, text_hash, clip_skip) for caption in captions}
-    for wanted in _shares(ranks, store, {key: caption for caption, key in text_keys.items()}):
-        _encode_captions(wanted, store, base=base, clip_skip=clip_skip, device=device, progress=progress)
-    return Encoded(store, latent_keys, text_keys)
+    base: Base
+    folder: Path
+    resolution: int  # see images.training_size
+    bucket: bool
+    device: torch.device  # where the VAE and the text encoder run
+    clip_skip: int = 1  # which of the text encoder's layers is read
+
+    def encode(
+        self,
+        samples: Sequence[Sample],
+        captions: Iterable[str],
+        *,
+        views: Sequence[View] = (PLAIN,),
+        ranks: Ranks = ONE,
+        progress: Progress,
+    ) -> Encoded:
+        """Encode what the folder does not hold yet: images, then captions.
+
+        Args:
+            views: the versions of each image that a step may ask for.
+            ranks: the work is shared out over these.
+            progress: called before each batch.
+        Returns: keys into the folder for every sample and caption.
+        Raises: UserError if an image becomes nan (a damaged VAE).
+        """
+        store = Store(self.folder)
+        latent_keys, files = {}, {sample.path: None for sample in samples}
+        vae_hash = base_model.part_hash(self.base, "vae")
+        sizes = {path: training_size(path, self.resolution, bucket=self.bucket) for path in files}
+        for path, size in sizes.items():
+            content = sha256(path)
+            for view in views:
+                latent_keys[path, view] = _key("latent", content, vae_hash, size, view)
+        for missing in _shares(ranks, store, {key: item for item, key in latent_keys.items()}):
+            self._encode_images(missing, sizes, store, progress)
+        text_hash = base_model.part_hash(self.base, "text_encoder")
+        text_keys = {caption: _key("text", caption, text_hash, self.clip_skip) for caption in captions}
+        for missing in _shares(ranks, store, {key: caption for caption, key in text_keys.items()}):
+            self._encode_captions(missing, store, progress)
+        return Encoded(store, latent_keys, text_keys)
+
+    @torch.no_grad()
+    def _encode_images(self, missing: dict, sizes: dict, store: Store, progress: Progress) -> None:
+        vae = base_model.load_vae(self.base, torch.float32).to(self.device)
+        done = 0
+        by_size = sorted(missing.items(), key=lambda entry: sizes[entry[1][0]])
+        for batch in _alike(by_size, lambda entry: sizes[entry[1][0]]):
+            progress("images", done, len(missing))
+            pixels = np.stack([read_image(path, sizes[path], view) for _, (path, view) in batch])
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device, torch.float32) / 127.5 - 1
+            latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
+            for (key, (path, _)), value in zip(batch, latents.cpu(), strict=True):
+                if not value.isfinite().all():
+                    raise UserError(f"{path}: the VAE makes nan of this image; is the model's VAE damaged?")
+                store.put(key, value)
+            done += len(batch)
+        progress("images", done, len(missing))
+        del vae
+        _free()
+
+    @torch.no_grad()
+    def _encode_captions(self, missing: dict[str, str], store: Store, progress: Progress) -> None:
+        tokenizer, encoder = base_model.load_text_encoder(self.base, torch.float32)
+        encoder.to(self.device)
+        for done, (key, caption) in enumerate(missing.items()):
+            progress("captions", done, len(missing))
+            store.put(key, text_states(tokenizer, encoder, [caption], self.clip_skip)[0].cpu())
+        del tokenizer, encoder
+        _free()
 
 
 def _shares(ranks: Ranks, store: Store, items: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -120,41 +152,6 @@ def _shares(ranks: Ranks, store: Store, items: dict[str, Any]) -> Iterator[dict[
 
 def _key(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, (FORMAT, *parts))).encode()).hexdigest()
-
-
-@torch.no_grad()
-def _encode_images(
-    wanted: dict, sizes: dict, store: Store, *, base: Base, device: torch.device, progress: Progress
-) -> None:
-    vae = base_model.load_vae(base, torch.float32).to(device)
-    done = 0
-    by_size = sorted(wanted.items(), key=lambda entry: sizes[entry[1][0]])
-    for batch in _alike(by_size, lambda entry: sizes[entry[1][0]]):
-        progress("images", done, len(wanted))
-        pixels = np.stack([read_image(path, sizes[path], view) for _, (path, view) in batch])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device, torch.float32) / 127.5 - 1
-        latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
-        for (key, (path, _)), value in zip(batch, latents.cpu(), strict=True):
-            if not value.isfinite().all():
-                raise UserError(f"{path}: the VAE makes nan of this image; is the model's VAE damaged?")
-            store.put(key, value)
-        done += len(batch)
-    progress("images", done, len(wanted))
-    del vae
-    _free()
-
-
-@torch.no_grad()
-def _encode_captions(
-    wanted: dict[str, str], store: Store, *, base: Base, clip_skip: int, device: torch.device, progress: Progress
-) -> None:
-    tokenizer, encoder = base_model.load_text_encoder(base, torch.float32)
-    encoder.to(device)
-    for done, (key, caption) in enumerate(wanted.items()):
-        progress("captions", done, len(wanted))
-        store.put(key, text_states(tokenizer, encoder, [caption], clip_skip)[0].cpu())
-    del tokenizer, encoder
-    _free()
 
 
 def _alike(items: list, size_of: Callable[[Any], tuple[int, int]]) -> Iterator[list]:

@@ -14,13 +14,13 @@ import numpy as np
 
 from ..builtin import BUILTIN
 from ..common import errors
+from ..common.events import EventWriter
 from ..common.files import write_text
-from ..common.interrupts import follow_parent
+from ..common.interrupts import Progress, follow_parent
 from ..data.folders import Sample
 from ..data.images import PLAIN
 from ..models import base_model, hub
 from ..models.base_model import Base
-from ..reporting.events import Progress, answer, watched
 from . import findings, report
 from .findings import Findings
 from .options import Options, read_options
@@ -43,11 +43,12 @@ def main(argv: Sequence[str]) -> int:
         base_model.check(unlearned)
     if options.follow_parent:
         follow_parent()
-    with watched("evaluate", unit="picture", events=options.events) as progress:
+    events = EventWriter(is_on=options.events)
+    with events.watched("evaluate", unit="picture") as progress:
         found = evaluate(options, base, unlearned, progress)
     lines = [*found.lines, f"report: {found.page}"]
     places = {"report": str(found.page), "picture": str(found.grid)}
-    answer(lines, events=options.events, event="evaluate", **places, **found.numbers)
+    events.answer(lines, "evaluate", **places, **found.numbers)
     return errors.DONE
 
 
@@ -55,7 +56,7 @@ def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Pro
     """Make the pictures, judge them, write evaluate.json and evaluate.html below options.out."""
     look = _features(options, base, progress)
     judge = _judge(options, look)  # before the pictures: one that cannot be had is told before the long work
-    shots = make_pictures(options, base, unlearned, progress)
+    sets = make_pictures(options, base, unlearned, progress)
     verdicts: dict[int, np.ndarray] = {}
 
     def normal(paths: list[Path]) -> np.ndarray | None:
@@ -68,21 +69,21 @@ def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Pro
 
     numbers: dict[str, Any] = {"prompt": options.prompt, "n": options.n, "strength": options.strength}
     numbers["judge"] = judge and {"name": judge.name, "accuracy": judge.accuracy and asdict(judge.accuracy)}
-    numbers |= findings.rates(normal(shots.before), normal(shots.after), judge)
+    numbers |= findings.rates(normal(sets.before), normal(sets.after), judge)
     numbers["paraphrases"] = {
         prompt: findings.rates(normal(before), normal(after), judge)
-        for prompt, (before, after) in shots.paraphrases.items()
+        for prompt, (before, after) in sets.paraphrases.items()
     }
-    numbers["quality"], why = _quality(options, shots, look)
-    numbers["drift"] = _drift(options, base, shots, progress)
-    numbers["strengths"] = findings.strengths(shots, normal)
+    numbers["quality"], why = _quality(options, sets, look)
+    numbers["drift"] = _drift(options, base, sets, progress)
+    numbers["strengths"] = findings.strengths(sets, normal)
     numbers["relearned"] = {
         kind: [{"steps": steps, **findings.share(normal(paths))} for steps, paths in looks]
-        for kind, looks in shots.relearned.items()
+        for kind, looks in sets.relearned.items()
     }
-    numbers["inverted"] = {kind: findings.share(normal(paths)) for kind, paths in shots.inverted.items()}
+    numbers["inverted"] = {kind: findings.share(normal(paths)) for kind, paths in sets.inverted.items()}
     found = findings.describe(numbers, judge, why)
-    found = report.write(options, shots, found)
+    found = report.write(options, sets, found)
     write_text(options.out / "evaluate.json", json.dumps(found.numbers, indent=1, ensure_ascii=False) + "\n")
     return found
 
@@ -130,7 +131,7 @@ def _features(options: Options, base: Base, progress: Progress) -> Look:
             else:
                 images = _images(options, base, paths, progress)
                 known[key] = features.unet_features(images)
-                shutil.rmtree(images.cache, ignore_errors=True)
+                shutil.rmtree(images.cache.folder, ignore_errors=True)
         return known[key]
 
     return look, name
@@ -138,23 +139,24 @@ def _features(options: Options, base: Base, progress: Progress) -> Look:
 
 def _images(options: Options, base: Base, paths: Sequence[Path], progress: Progress) -> Any:
     from ..audit import features
+    from ..data.latent_cache import LatentCache
     from ..memory import devices
     from ..memory.memory_plan import MemoryPlan
 
     device = devices.choose_device(options.device)
     precision = devices.choose_precision(options.precision, device)
-    switches, cache = MemoryPlan(precision, precision), options.out / "cache"
+    cache = LatentCache(base, options.out / "cache", options.resolution, bucket=False, device=device)
     samples = [Sample(path, "") for path in paths]
-    return features.Images(base, samples, options.resolution, False, cache, device, switches, progress)
+    return features.Images(cache, samples, MemoryPlan(precision, precision), progress)
 
 
-def _quality(options: Options, shots: PictureSets, look: Look) -> tuple[dict[str, list], str | None]:
+def _quality(options: Options, sets: PictureSets, look: Look) -> tuple[dict[str, list], str | None]:
     """Distances of the pictures to real normal images. Returns: (by set, why something is missing)."""
     from ..data import images
     from ..memory import devices
     from ..metrics import image_quality
 
-    sets = {"before": shots.before, "after": shots.after}
+    compared = {"before": sets.before, "after": sets.after}
     if options.normal is None and not (options.base == BUILTIN and not options.labeled):
         return {}, "quality: name a folder of normal images (--normal) to measure distances to"
     if options.normal is None:
@@ -163,26 +165,26 @@ def _quality(options: Options, shots: PictureSets, look: Look) -> tuple[dict[str
         real = write_real_digits(options.out / "real")
     else:
         real = images.images_in(options.normal)
-    found = image_quality.distances(sets, real, *look)
+    found = image_quality.distances(compared, real, *look)
     why = None if found else "quality: too few pictures or normal images for a distance"
     if options.normal is not None:
         on_gpu = devices.choose_device(options.device).type == "cuda"
-        by_inception, reason = image_quality.inception(sets, real, on_gpu=on_gpu)
-        found = {k: [*by_inception.get(k, []), *found.get(k, [])] for k in sets}
+        by_inception, reason = image_quality.inception(compared, real, on_gpu=on_gpu)
+        found = {k: [*by_inception.get(k, []), *found.get(k, [])] for k in compared}
         why = why or reason
     return {k: [asdict(d) for d in v] for k, v in found.items()}, why
 
 
-def _drift(options: Options, base: Base, shots: PictureSets, progress: Progress) -> dict[str, dict[str, float]]:
+def _drift(options: Options, base: Base, sets: PictureSets, progress: Progress) -> dict[str, dict[str, float]]:
     """Of each retained prompt's pictures, at equal seeds."""
     from ..metrics import image_quality
 
     found = {}
-    for prompt, (before, after) in shots.retained.items():
+    for prompt, (before, after) in sets.retained.items():
         images = _images(options, base, [*before, *after], progress)
         encoded = images.encoded("")
         latents = np.stack([encoded.latents(path, PLAIN).flatten().numpy() for path in (*before, *after)])
-        shutil.rmtree(images.cache, ignore_errors=True)
+        shutil.rmtree(images.cache.folder, ignore_errors=True)
         found[prompt] = {
             "pixels": image_quality.pixel_drift(before, after),
             "latents": image_quality.latent_drift(latents[: len(before)], latents[len(before) :]),

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..common import errors
 from ..common.errors import UserError
+from ..common.events import EventWriter
 from ..common.files import write_text
 from ..common.interrupts import follow_parent
 from ..config.train_config import TrainConfig
 from ..metrics.judges import Accuracy
 from ..reporting import html
-from ..reporting.events import answer
 from ..reporting.plots import draw_comparison
 from ..reporting.run_history import OWN, RunSummary, read_run
 from .sweep import sweep
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     )
     lines = [" | ".join(row) for row in [heads, *table]]
     places = {"page": str(out), "picture": str(out.with_suffix(".png"))}
-    answer([*lines, f"page: {out}"], events=options.events is not None, event="compare", **places)
+    EventWriter(is_on=options.events is not None).answer([*lines, f"page: {out}"], "compare", **places)
     return errors.DONE
 
 

@@ -24,7 +24,7 @@ Normal = Callable[[list[Path]], "np.ndarray | None"]
 class Findings:
     numbers: dict[str, Any]
     lines: list[str]
-    html: Path | None = None
+    page: Path | None = None
     grid: Path | None = None
 
 
@@ -60,16 +60,16 @@ def corrected(rate: float, judge: Judge) -> float:
     return float(np.clip((rate - wrong) / (right - wrong), 0, 1))
 
 
-def strengths(shots: PictureSets, normal: Normal) -> list[dict[str, Any]]:
+def strengths(sets: PictureSets, normal: Normal) -> list[dict[str, Any]]:
     """Rate and drift at each strength. Drift is that of the retained prompts, where there are some."""
     from ..metrics.image_quality import pixel_drift
 
-    if not shots.strengths:
+    if not sets.strengths:
         return []
-    plain = [path for before, _ in shots.retained.values() for path in before] or shots.before
+    plain = [path for before, _ in sets.retained.values() for path in before] or sets.before
     found = []
-    for strength, paths in shots.strengths.items():
-        moved = shots.retained_at[strength] or paths
+    for strength, paths in sets.strengths.items():
+        moved = sets.retained_at[strength] or paths
         found.append({"strength": strength, **share(normal(paths)), "drift": pixel_drift(plain[: len(moved)], moved)})
     return found
 

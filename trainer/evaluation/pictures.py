@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..common.interrupts import Progress
 from ..models.base_model import Base
-from ..reporting.events import Progress
+from .attack_settings import AttackSettings
 from .options import Options
 
 FEW = 100  # pictures for each strength, paraphrase and attack, at most
@@ -34,62 +35,44 @@ def make_pictures(options: Options, base: Base, unlearned: Base | None, progress
     seeds = list(range(options.first_seed, options.first_seed + options.n))
     few, fewest = seeds[:FEW], seeds[:RETAINED]
     folder = options.out / "pictures"
-    shots = PictureSets()
-    studio = ImageGenerator(base, options.lora, settings, options.device, options.precision)
+    sets = PictureSets()
+    generator = ImageGenerator(base, options.lora, settings, options.device, options.precision)
 
     def make(name: str, prompt: str, wanted: Sequence[int], strength: float) -> list[Path]:
-        return studio.make(folder / name, prompt, wanted, strength=strength, progress=progress)
+        return generator.make(folder / name, prompt, wanted, strength=strength, progress=progress)
 
-    shots.before = make("before", options.prompt, seeds, 0)
+    sets.before = make("before", options.prompt, seeds, 0)
     kept = {p: make(f"retain-{i}-before", p, fewest, 0) for i, p in enumerate(options.retain_prompts)}
     other = {p: make(f"paraphrase-{i}-before", p, few, 0) for i, p in enumerate(options.paraphrases)}
     if unlearned:
-        studio.close()
-        studio = ImageGenerator(unlearned, None, settings, options.device, options.precision)
+        generator.close()
+        generator = ImageGenerator(unlearned, None, settings, options.device, options.precision)
     strength = options.strength
-    shots.after = make("after", options.prompt, seeds, strength)
-    shots.retained = {
+    sets.after = make("after", options.prompt, seeds, strength)
+    sets.retained = {
         p: (kept[p], make(f"retain-{i}-after", p, fewest, strength)) for i, p in enumerate(options.retain_prompts)
     }
-    shots.paraphrases = {
+    sets.paraphrases = {
         p: (other[p], make(f"paraphrase-{i}-after", p, few, strength)) for i, p in enumerate(options.paraphrases)
     }
+    if options.invert or options.relearn:
+        attack = AttackSettings(options.sensitive, options.prompt, few, options.attack(), options.invert)
     for s in options.strengths:
-        shots.strengths[s] = make(f"strength-{s:g}", options.prompt, few, s)
-        shots.retained_at[s] = [
+        sets.strengths[s] = make(f"strength-{s:g}", options.prompt, few, s)
+        sets.retained_at[s] = [
             path for i, p in enumerate(options.retain_prompts) for path in make(f"retain-{i}-{s:g}", p, fewest, s)
         ]
     if options.invert:
         from . import textual_inversion
 
         for kind, s in (("with the LoRA", strength), ("base model", 0.0)):
-            shots.inverted[kind] = textual_inversion.invert(
-                studio,
-                options.sensitive,
-                options.out / "invert" / kind,
-                prompt=options.prompt,
-                strength=s,
-                steps=options.invert,
-                seeds=few,
-                progress=progress,
+            sets.inverted[kind] = textual_inversion.invert(
+                generator, attack, options.out / "invert" / kind, strength=s, progress=progress
             )
-    studio.close()
+    generator.close()
     if options.relearn:
-        _relearn(options, base, shots, few, progress)
-    return shots
+        from . import relearning
 
-
-def _relearn(options: Options, base: Base, shots: PictureSets, seeds: list[int], progress: Progress) -> None:
-    from . import relearning
-
-    for kind, start in (("with the LoRA", options.lora), ("base model", None)):
-        shots.relearned[kind] = relearning.relearn(
-            base,
-            start,
-            options.sensitive,
-            options.out / "relearn" / kind,
-            prompt=options.prompt,
-            config=options.attack(),
-            seeds=seeds,
-            progress=progress,
-        )
+        for kind, start in (("with the LoRA", options.lora), ("base model", None)):
+            sets.relearned[kind] = relearning.relearn(base, start, attack, options.out / "relearn" / kind, progress)
+    return sets

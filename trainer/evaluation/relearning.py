@@ -1,96 +1,89 @@
-"""How easily what was unlearned comes back: a short relearning, and a word learned anew (textual inversion).
+"""The first attack: a short training on the sensitive images (relearning).
 
-Both are tried on the base model too: what an attack does there says how strong the attack is.
+It is tried on the base model too: what an attack does there says how strong the attack is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
+from ..common.distributed import ONE
+from ..common.interrupts import Progress
 from ..config.train_config import TrainConfig
 from ..data.folders import scan
 from ..data.images import save_images
+from ..data.job import TrainingJob
+from ..memory import devices
 from ..models.base_model import Base
-from ..reporting.events import Progress
+from ..reporting.run_context import RunContext
 from ..reporting.run_dir import RunDir
-from ..training import context, run
 from ..training.before_after import maker
+from ..training.run import run
+from ..training.trained_model import TrainedModel
+from .attack_settings import AttackSettings
 
 LOOKS = 5  # pictures are made this often during a relearning
 
 
 def relearn(
-    base: Base,
-    lora: Path | None,
-    sensitive: Path,
-    folder: Path,
-    *,
-    prompt: str,
-    config: TrainConfig,
-    seeds: Sequence[int],
-    progress: Progress,
+    base: Base, lora: Path | None, attack: AttackSettings, folder: Path, progress: Progress
 ) -> list[tuple[int, list[Path]]]:
-    """Train plainly on the sensitive images, from the LoRA or from the base model, and look five times.
+    """Train plainly on the sensitive images, from the LoRA or from the base model, and make pictures five times.
 
-    Args: config: settings of the attack: steps, lr, resolution, sampler. folder: for the run and the pictures.
-    Returns: (steps, pictures) at each look.
+    Args: folder: for the run and the pictures.
+    Returns: (steps, pictures) at each of the five times.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    every = max(1, config.steps // LOOKS)
+    steps = attack.relearn.steps
     changes: dict[str, Any] = {
         "objective": "unsupervised",
-        "unlabeled": sensitive,
-        "prompt": prompt,
+        "unlabeled": attack.sensitive,
+        "prompt": attack.prompt,
         "init_lora": lora,
-        "sample_every": every,
+        "sample_every": max(1, steps // LOOKS),
         "output_dir": folder,
     }
     if lora:
         changes |= {"rank": lora_rank(lora), "alpha": None}
-    config = TrainConfig(**{**config.model_dump(), **changes})
-    folders = scan(sensitive, None, prompt=prompt, sensitive_prompt=None, skip_bad_images=True, seed=0)
+    config = TrainConfig(**{**attack.relearn.model_dump(), **changes})
+    folders = scan(attack.sensitive, None, prompt=attack.prompt, sensitive_prompt=None, skip_bad_images=True, seed=0)
     # what is looked for must come back under the prompt that is measured, whatever captions lie beside the images
-    folders = replace(folders, unlabeled=[replace(sample, caption=prompt) for sample in folders.unlabeled])
-    looks: list[tuple[int, list[Path]]] = []
+    folders = replace(folders, unlabeled=[replace(sample, caption=attack.prompt) for sample in folders.unlabeled])
+    job = TrainingJob(config, base, folders)
+    made: list[tuple[int, list[Path]]] = []
 
-    def look(so_far: context.TrainedModel, step: int) -> None:
-        images = maker(config, so_far, check=lambda: progress("relearn", step, config.steps))(prompt, list(seeds))
-        looks.append((step, save_images(images, folder / f"step{step:05d}", seeds)))
+    def make_pictures(so_far: TrainedModel, step: int) -> None:
+        make = maker(job, so_far.network.unet, check=lambda: progress("relearn", step, steps))
+        images = make(attack.prompt, list(attack.seeds))
+        made.append((step, save_images(images, folder / f"step{step:05d}", attack.seeds)))
 
     def emit(event: str, **fields: Any) -> None:
         if event == "step":
-            progress("relearn", fields["step"], config.steps)
+            progress("relearn", fields["step"], steps)
 
-    with _no_failed_looks(look) as safe_look:
-        trained = run.run(
-            config,
-            base,
-            folders,
-            RunDir(folder, "run"),
-            is_resume=False,
-            emit=emit,
-            check=lambda: None,
-            picture=safe_look,
-        )
-        safe_look(trained, config.steps)
-    return looks
+    device = devices.choose_device(config.device)
+    context = RunContext(device, ONE, RunDir(folder, "run"), emit, check=lambda: None)
+    with _no_failed_pictures(make_pictures) as picture:
+        trained = run(job, context, is_resume=False, picture=picture)
+        picture(trained, steps)
+    return made
 
 
 @contextlib.contextmanager
-def _no_failed_looks(look: Callable[..., None]) -> Iterator[Callable[..., None]]:
-    """train.run takes a failed picture lightly; a measurement must not. Raises what the first failed look raised."""
+def _no_failed_pictures(make: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """`run` only warns of a failed picture; a measurement must not. Raises what the first failed call raised."""
     failed: list[BaseException] = []
 
     def safe(*arguments: Any) -> None:
         try:
-            look(*arguments)
+            make(*arguments)
         except BaseException as error:
             failed.append(error)
             raise

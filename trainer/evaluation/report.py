@@ -21,20 +21,20 @@ DOUBTS = ("This judge", "nobody judges", "not measured", "quality:", "pictures s
 SHOWN = 64  # pictures in a grid
 
 
-def write(options: Options, shots: PictureSets, found: Findings) -> Findings:
+def write(options: Options, sets: PictureSets, found: Findings) -> Findings:
     """Grids, the curve over strengths, evaluate.html. Returns: findings that know their page."""
     numbers, parts = found.numbers, []
     grid = options.out / "before-after.png"
     grids = {kind: options.out / f"{kind}.png" for kind in ("before", "after")}
-    save_grid(read_images(shots.before[:SHOWN]), grids["before"])
-    save_grid(read_images(shots.after[:SHOWN]), grids["after"])
+    save_grid(read_images(sets.before[:SHOWN]), grids["before"])
+    save_grid(read_images(sets.after[:SHOWN]), grids["after"])
     few = min(SHOWN // 4, options.n)
-    save_grid(np.concatenate([read_images(shots.before[:few]), read_images(shots.after[:few])]), grid, columns=few)
+    save_grid(np.concatenate([read_images(sets.before[:few]), read_images(sets.after[:few])]), grid, columns=few)
     warnings = [line for line in found.lines if any(mark in line for mark in DOUBTS)]
     parts += [html.says(line, is_warning=line in warnings) for line in found.lines]
     parts += [html.heading("Before and after"), html.says(f"“{options.prompt}”, the same seeds.")]
     parts.append(html.pair(html.picture(path, kind) for kind, path in grids.items()))
-    for prompt, (before, after) in shots.retained.items():
+    for prompt, (before, after) in sets.retained.items():
         pictures = []
         for kind, paths in (("before", before), ("after", after)):
             target = options.out / f"retained-{len(parts)}-{kind}.png"

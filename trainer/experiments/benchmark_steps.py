@@ -17,8 +17,8 @@ from ..data.images import View
 from ..data.sampler import TrainingSample
 from ..memory import memory_plan
 from ..memory.memory_plan import DTYPES, MemoryPlan
-from ..models import lora
-from ..models.noise_schedule import add_noise, alphas_cumprod, per_sample_error
+from ..models.networks import LoraNetwork, attach_lora
+from ..models.noise_schedule import NoiseSchedule, alphas_cumprod, per_sample_error
 from ..objective import pu_loss, step_gradient
 from ..objective.temperature import LossScale
 from ..training.denoiser import Denoiser
@@ -99,7 +99,7 @@ class Work:
         base = self.bases[dtype]
         shared = base.parameters() if self.device.type == "cpu" else ()
         unet = copy.deepcopy(base, {id(parameter): parameter for parameter in shared})
-        lora.attach(unet, rank=self.rank, alpha=self.rank, seed=0)
+        attach_lora(unet, rank=self.rank, alpha=self.rank, seed=0)
         return unet
 
     def encoded(self) -> InMemory:
@@ -114,15 +114,15 @@ def ours(work: Work, found: MemoryPlan) -> Step:
     """A step of `pu` as training does it: denoiser, exact gradient, clipping, AdamW."""
     unet = work.model(found.load_dtype)
     memory_plan.apply_plan(unet, found, device=work.device)
-    parameters, dtype = lora.parameters(unet), DTYPES[found.precision]
+    parameters, dtype = LoraNetwork(unet).parameters, DTYPES[found.precision]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     phases = [Phases()]
 
     def autocast() -> Any:
         return torch.autocast(work.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
-    signal = alphas_cumprod(0.00085, 0.012, 1000)
-    denoiser = Denoiser(unet, dtype, work.encoded(), signal, "epsilon", 0, work.device, autocast, lambda: None)
+    schedule = NoiseSchedule(alphas_cumprod(0.00085, 0.012, 1000))
+    denoiser = Denoiser(unet, dtype, work.encoded(), schedule, 0, work.device, autocast, before=lambda: None)
     scale = LossScale("per-timestep", 2.0, torch.full((20,), 1.0))
     weights = pu_loss.Weights("pu", 0.2, work.n_unlabeled, work.n_sensitive)
     draws = [TrainingSample(i, Sample(Path("x"), "x"), "x") for i in range(work.n_unlabeled + work.n_sensitive)]
@@ -163,9 +163,9 @@ def yardstick(work: Work, found: MemoryPlan) -> Step:
     unet = work.model(dtype).to(work.device)
     if found.checkpointing:
         unet.enable_gradient_checkpointing()
-    parameters = lora.parameters(unet)
+    parameters = LoraNetwork(unet).parameters
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    encoded, signal = work.encoded(), alphas_cumprod(0.00085, 0.012, 1000)
+    encoded, schedule = work.encoded(), NoiseSchedule(alphas_cumprod(0.00085, 0.012, 1000))
     n = work.n_unlabeled + work.n_sensitive
 
     def step() -> Phases:
@@ -175,7 +175,7 @@ def yardstick(work: Work, found: MemoryPlan) -> Step:
             with phases.measure("forward", work.device):
                 latents = encoded.latent.expand(size, -1, -1, -1)
                 noise, t = torch.randn(latents.shape), torch.randint(1000, (size,))
-                noisy = add_noise(latents, noise, t, signal).to(work.device, dtype)
+                noisy = schedule.add_noise(latents, noise, t).to(work.device, dtype)
                 text = encoded.state.expand(size, -1, -1).to(work.device, dtype)
                 with torch.autocast(work.device.type, dtype=dtype, enabled=dtype != torch.float32):
                     predicted = unet(noisy, t.to(work.device), text).sample

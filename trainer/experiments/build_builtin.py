@@ -17,7 +17,7 @@ import torch
 
 from ..builtin import HERE, MODEL, digits
 from ..data.contact_sheet import save_grid
-from ..generation.generate import generate_pictures
+from ..generation.generate import PictureSettings, generate_pictures
 from ..metrics.digit_judge import DigitJudge, Rate
 from ..models.base_model import Base
 from ..models.pipeline import load_pipeline
@@ -75,7 +75,7 @@ def check(n: int = 500) -> None:
     pipe, judge = load_pipeline(Base(MODEL)), DigitJudge()
 
     def rate(prompt: str, n: int) -> tuple[Rate, np.ndarray]:
-        images = generate_pictures(pipe, prompt, seeds=range(n), resolution=digits.SIZE_PX, steps=25, guidance=1)
+        images = generate_pictures(pipe, prompt, range(n), PictureSettings(digits.SIZE_PX, steps=25, guidance=1))
         return judge.rate(images), images
 
     found, images = rate(digits.PROMPT, n)

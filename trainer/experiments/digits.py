@@ -3,7 +3,7 @@
     python -m trainer.experiments.digits run [--seeds 0,1,2] [--only TEXT]    about a minute a run; skips what is there
     python -m trainer.experiments.digits table                                prints the tables
 
-Every run trains through `train.run` on PNG folders as a user's run does. The rate is over 500 pictures of seeds that
+Every run trains through `training.run` on PNG folders as a user's run does. The rate is over 500 pictures of seeds that
 no other run uses (DDIM, 25 steps, no guidance); the Fréchet distance is on the classifier's features to 500 held-out
 real even digits; the last figure is the share of the rarest even digit among the pictures of all seeds.
 """
@@ -19,13 +19,16 @@ from statistics import mean
 import numpy as np
 
 from ..builtin import CONFIG, MODEL, digits
+from ..common.distributed import ONE
 from ..config.arguments import parse
 from ..config.train_config import TrainConfig
 from ..data.folders import scan
-from ..generation.generate import generate_pictures
+from ..data.job import TrainingJob
+from ..generation.generate import PictureSettings, generate_pictures
 from ..memory import devices
 from ..metrics.digit_judge import DigitJudge
 from ..models import base_model, pipeline
+from ..reporting.run_context import RunContext
 from ..reporting.run_dir import RunDir
 from ..training.before_after import maker
 from ..training.run import run as train
@@ -83,39 +86,39 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
         if found["sign_flips"] == 0:
             return _keep(target, {**found, "setting": setting.name, "same_as": setting.twin})
     name = target.stem.replace(",", "").replace("(", "").replace(")", "")
-    folders = digits.write_folders(
+    written = digits.write_folders(
         root / f"digits-{size[0]}-{setting.normal_only}", *size, normal_only=setting.normal_only
     )
-    sensitive = folders["sensitive_captioned" if setting.captioned else "sensitive"]
+    sensitive = written["sensitive_captioned" if setting.captioned else "sensitive"]
     default = parse([], CONFIG).config
     changes = {"name": name, "output_dir": root, "seed": seed, "prior": digits.SENSITIVE_SHARE, **setting.changes}
-    changes |= {"unlabeled": folders["unlabeled"], "sensitive": sensitive}
+    changes |= {"unlabeled": written["unlabeled"], "sensitive": sensitive}
     config = TrainConfig(**{**default.model_dump(), **changes})
     run_dir = RunDir(root, name)
     shutil.rmtree(run_dir.root, ignore_errors=True)
     started = time.perf_counter()
-    trained = train(
-        config,
-        base_model.Base(MODEL),
-        scan(
-            config.unlabeled,
-            config.sensitive,
-            prompt=config.prompt,
-            sensitive_prompt=config.sensitive_prompt,
-            skip_bad_images=False,
-            seed=seed,
-        ),
+    folders = scan(
+        config.unlabeled,
+        config.sensitive,
+        prompt=config.prompt,
+        sensitive_prompt=config.sensitive_prompt,
+        skip_bad_images=False,
+        seed=seed,
+    )
+    context = RunContext(
+        devices.choose_device(config.device),
+        ONE,
         run_dir,
-        is_resume=False,
         emit=lambda event, **fields: run_dir.append_event({"event": event, **fields}),
         check=lambda: None,
-        picture=lambda *_: None,
     )
+    job = TrainingJob(config, base_model.Base(MODEL), folders)
+    trained = train(job, context, is_resume=False, picture=lambda *_: None)
     train_s = time.perf_counter() - started
     found = {"setting": setting.name, "size": size, "seed": seed, "train_s": round(train_s, 1)}
-    found |= {"rises": trained.rises, "peak_mib": round(devices.peak_mib(trained.device))}
+    found |= {"rises": trained.loss_growth, "peak_mib": round(devices.peak_mib(trained.device))}
     found["sign_flips"] = [e for e in run_dir.events() if e["event"] == "step"][-1]["sign_flips"]
-    found |= _measure(maker(config, trained), seed, captioned=setting.captioned)
+    found |= _measure(maker(trained.job, trained.network.unet), seed, captioned=setting.captioned)
     return _keep(target, found)
 
 
@@ -156,7 +159,7 @@ def before(seed: int, root: Path) -> dict:
         pipe = pipeline.load_pipeline(base_model.Base(MODEL))
 
         def make(prompt: str, seeds: list[int], guidance: float = 1.0) -> np.ndarray:
-            return generate_pictures(pipe, prompt, seeds=seeds, resolution=64, steps=25, guidance=guidance)
+            return generate_pictures(pipe, prompt, seeds, PictureSettings(64, 25, guidance))
 
         found = {"setting": "(before training)", "size": None, "seed": seed, **_measure(make, seed, captioned=True)}
         target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..audit import features
 from ..builtin import digits
 from ..common.distributed import ONE
+from ..common.interrupts import Progress
 from ..config.train_config import TrainConfig
 from ..data.contact_sheet import save_grid
 from ..data.folders import Folders, Sample
@@ -20,8 +22,10 @@ from ..metrics import image_quality, judges
 from ..metrics.digit_judge import DigitJudge
 from ..metrics.judges import Judge
 from ..metrics.statistics import wilson
-from ..models import full_network
-from ..reporting.events import Progress
+from ..models.networks import train_whole
+from ..reporting.run_context import RunContext
+from ..reporting.run_dir import RunDir
+from ..training.denoiser import Denoiser
 from ..training.learner import Learner
 from ..training.training_loop import TrainingLoop
 from . import datasets, pixels
@@ -37,20 +41,21 @@ def train(
     config = TrainConfig(objective=objective, prior=prior, seed=seed, caption_dropout=0, **settings["train"])
     where = devices.choose_device(device)
     unet = pixels.build(settings["unet"], settings["fold"], seed=seed).to(where)
-    full_network.attach(unet)
-    learner = Learner(config, unet, full_network, precision="fp32", device=where, is_alone=True, warn=print)
+    network = train_whole(unet, is_from_scratch=isinstance(settings["unet"], dict))
     unlabeled, sensitive = ([Sample(p, "") for p in images_in(folders[kind])] for kind in ("unlabeled", "sensitive"))
+
+    def check() -> None:
+        progress(f"{objective}, seed {seed}", loop.progress.step, config.steps)
+
+    # nothing is written by the loop itself, so its folder is never made
+    context = RunContext(where, ONE, RunDir(config.output_dir, config.name), emit=_no_events, check=check)
+    learner = Learner(config, network, "fp32", context)
+    schedule = pixels.NoiseSettings(**settings["noise"]).schedule()
+    autocast = learner.accelerator.autocast
+    denoiser = Denoiser(unet, torch.float32, pixels.Pixels(), schedule, config.seed, where, autocast, before=check)
+    plan = MemoryPlan("fp32", "fp32", micro_batch=max(config.batch_unlabeled, config.batch_sensitive))
     loop = TrainingLoop(
-        config,
-        Folders(unlabeled, sensitive, held_out=[], skipped=[]),
-        pixels.Pixels(),
-        learner,
-        pixels.Noise(**settings["noise"]).signal(),
-        MemoryPlan("fp32", "fp32", micro_batch=max(config.batch_unlabeled, config.batch_sensitive)),
-        device=where,
-        ranks=ONE,
-        check=lambda: progress(f"{objective}, seed {seed}", loop.progress.step, config.steps),
-        is_from_scratch=isinstance(settings["unet"], dict),
+        config, Folders(unlabeled, sensitive, held_out=[], skipped=[]), learner, denoiser, plan, context
     )
     loop.prepare()
     for _ in loop.steps():
@@ -58,12 +63,18 @@ def train(
     return unet.eval(), loop.progress.sign_flips
 
 
+def _no_events(event: str, **fields: Any) -> None:
+    """Drop a warning of the optimizer's: the settings of an experiment name one that is always there."""
+
+
 def make_pictures(settings: dict[str, Any], unet: pixels.PixelUNet, seed: int, folder: Path) -> list[Path]:
     """PNGs in folder, and a grid of the first beside it. Every objective starts from the same noise."""
     seeds = list(range(10_000 * (seed + 1), 10_000 * (seed + 1) + settings["pictures"]))
     channels = unet.unet.config.in_channels // settings["fold"] ** 2
     shape = (channels, settings["size_px"], settings["size_px"])
-    images = pixels.pictures(unet, pixels.Noise(**settings["noise"]), seeds, shape, steps=settings["sampler_steps"])
+    images = pixels.pictures(
+        unet, pixels.NoiseSettings(**settings["noise"]), seeds, shape, steps=settings["sampler_steps"]
+    )
     paths = save_images(images[..., 0] if channels == 1 else images, folder, seeds)
     zoom = max(1, SHOWN_PX // settings["size_px"])
     save_grid(read_images(paths[:64]).repeat(zoom, 1).repeat(zoom, 2), folder.with_suffix(".png"))

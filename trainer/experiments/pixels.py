@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..common.third_party import quiet
 from ..data.images import View
-from ..models.noise_schedule import alphas_cumprod
+from ..models.noise_schedule import NoiseSchedule, alphas_cumprod
 
 TIMESTEPS = 1000
 # what --crops means for pixels: the image itself, then moved by one pixel each way
@@ -23,7 +23,7 @@ AT_ONCE = 250  # pictures of a digit's size; fewer of larger ones
 
 
 @dataclass(frozen=True)
-class Noise:
+class NoiseSettings:
     """A schedule and what the network predicts. The default is that of Ho et al. 2020."""
 
     beta_start: float = 1e-4
@@ -31,9 +31,9 @@ class Noise:
     beta_schedule: str = "linear"
     prediction_type: str = "epsilon"
 
-    def signal(self) -> tuple[Tensor, str]:
-        """Returns: (alphas_cumprod [timesteps], prediction type), as model.load_signal."""
-        return alphas_cumprod(self.beta_start, self.beta_end, TIMESTEPS, self.beta_schedule), self.prediction_type
+    def schedule(self) -> NoiseSchedule:
+        alphas = alphas_cumprod(self.beta_start, self.beta_end, TIMESTEPS, self.beta_schedule)
+        return NoiseSchedule(alphas, self.prediction_type)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Pixels:
 
 @torch.no_grad()
 def pictures(
-    unet: PixelUNet, noise: Noise, seeds: Sequence[int], shape: tuple[int, int, int], *, steps: int
+    unet: PixelUNet, noise: NoiseSettings, seeds: Sequence[int], shape: tuple[int, int, int], *, steps: int
 ) -> np.ndarray:
     """One picture for each seed by diffusers' DDIM sampler.
 

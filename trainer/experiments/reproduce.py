@@ -17,10 +17,11 @@ from typing import Any
 
 from ..common import errors
 from ..common.errors import UserError
+from ..common.events import EventWriter
 from ..common.files import write_text
+from ..common.interrupts import Progress
 from ..config.arguments import tomllib
 from ..reporting import html
-from ..reporting.events import Progress, answer, watched
 
 SETTINGS = Path(__file__).parent / "settings"
 OBJECTIVES = ("unsupervised", "supervised", "pu")
@@ -77,7 +78,8 @@ def main(argv: Sequence[str]) -> int:
 
         return run_all(experiment.settings["commands"], options.out / options.name)
     out = options.out / f"{options.name}-{options.scale}"
-    with watched("reproduce", unit="step", events=False) as progress:
+    events = EventWriter(is_on=False)
+    with events.watched("reproduce", unit="step") as progress:
         found = [
             run(experiment, objective, seed, out, options, progress)
             for seed in options.seeds
@@ -86,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     heads, rows = table(found)
     report(experiment, found, heads, rows, out)
     lines = ["| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]]
-    answer([*lines, f"judge: {found[0]['judge']}", f"page: {out / 'reproduce.html'}"], events=False)
+    events.answer([*lines, f"judge: {found[0]['judge']}", f"page: {out / 'reproduce.html'}"], "reproduce")
     return errors.DONE
 
 

@@ -1,35 +1,44 @@
-"""Pictures from a model, with or without a LoRA: diffusers' pipeline and DDIM sampler. Also the `sample` command."""
+"""Pictures from a model, with or without a LoRA: diffusers' pipeline and DDIM sampler."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..common.interrupts import Check
+
 PIXELS_AT_ONCE = 640**2  # one 512 px picture, or a hundred of 64 px
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """What decides a picture beside model, prompt, seed and sampler."""
+
+    resolution: int  # pixels a side
+    steps: int  # of the sampler
+    guidance: float  # 1 means none
+    clip_skip: int = 1  # as in training
+    negative: str = ""  # prompt that guidance leads away from
 
 
 def generate_pictures(
     pipe: Any,
     prompt: str,
-    *,
     seeds: Sequence[int],
-    resolution: int,
-    steps: int,
-    guidance: float,
-    negative: str = "",
-    clip_skip: int = 1,
+    settings: PictureSettings,
+    *,
     at_once: int | None = None,
-    check: Callable[[], None] = lambda: None,
+    check: Check = lambda: None,
 ) -> np.ndarray:
-    """One picture for each seed; the same seed starts from the same noise in every batch and on every device.
+    """Make one picture for each seed; the same seed starts from the same noise in every batch and on every device.
 
     The parts work one after the other where the U-Net is, and text encoder and VAE make room again: the pictures of a
     run must fit where its training did.
 
     Args:
-        pipe: from model.load_pipeline. guidance: 1 means none. clip_skip: as in training.
-        negative: prompt that guidance leads away from.
+        pipe: from pipeline.load_pipeline.
         at_once: pictures in the U-Net at once; None: as few as a training has room for.
         check: called before each sampler step; may raise.
     Returns: [n, resolution, resolution, 3] uint8.
@@ -38,25 +47,23 @@ def generate_pictures(
 
     from ..models.base_model import text_states
 
-    few = max(1, PIXELS_AT_ONCE // resolution**2)
+    few = max(1, PIXELS_AT_ONCE // settings.resolution**2)
     size = at_once or few
-    shape = (1, pipe.unet.config.in_channels, resolution // 8, resolution // 8)
-    prompts = [prompt] if guidance == 1 else [negative, prompt]
+    shape = (1, pipe.unet.config.in_channels, settings.resolution // 8, settings.resolution // 8)
+    prompts = [prompt] if settings.guidance == 1 else [settings.negative, prompt]
     made = []
     with torch.no_grad():
-        states = text_states(pipe.tokenizer, pipe.text_encoder, prompts, clip_skip)  # where it is: it is quick
+        states = text_states(pipe.tokenizer, pipe.text_encoder, prompts, settings.clip_skip)  # where it is: it is quick
         states = states.to(pipe.unet.device, pipe.unet.dtype)
         for i in range(0, len(seeds), size):
             sources = [torch.Generator().manual_seed(s) for s in seeds[i : i + size]]
             latents = torch.cat([torch.randn(shape, generator=source) for source in sources])
-            latents = _denoise(pipe, latents, states, steps, guidance, sources, check)
+            latents = _denoise(pipe, latents, states, settings, sources, check)
             made += [_decode(pipe, part) for part in latents.split(few)]
     return np.concatenate(made)
 
 
-def _denoise(
-    pipe: Any, latents: Any, states: Any, steps: int, guidance: float, sources: list[Any], check: Callable[[], None]
-) -> Any:
+def _denoise(pipe: Any, latents: Any, states: Any, settings: PictureSettings, sources: list[Any], check: Check) -> Any:
     """Noise -> latents [n, 4, h, w] fp32 by the pipeline's scheduler, with classifier-free guidance.
 
     Args: sources: a generator for each picture, from which samplers that add noise take it: batches change nothing.
@@ -68,7 +75,7 @@ def _denoise(
     device, dtype = pipe.unet.device, pipe.unet.dtype
     n, kinds = len(latents), len(states)
     text = states.repeat_interleave(n, dim=0)
-    pipe.scheduler.set_timesteps(steps)
+    pipe.scheduler.set_timesteps(settings.steps)
     latents = latents.to(device) * pipe.scheduler.init_noise_sigma
     for t in pipe.scheduler.timesteps:
         check()
@@ -78,7 +85,7 @@ def _denoise(
             predicted = pipe.unet(x.to(dtype), t.to(device), text).sample.float()
         if kinds == 2:
             without, with_prompt = predicted.chunk(2)
-            predicted = without + guidance * (with_prompt - without)
+            predicted = without + settings.guidance * (with_prompt - without)
         latents = pipe.scheduler.step(predicted, t, latents, **more).prev_sample
     return latents
 

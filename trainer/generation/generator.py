@@ -4,7 +4,6 @@ import gc
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,16 @@ from typing import Any
 import torch
 
 from ..common.files import sha256, write_text
+from ..common.interrupts import Progress
 from ..data.images import save_images
 from ..memory import devices
 from ..memory.memory_plan import DTYPES
 from ..models import base_model, pipeline
 from ..models.base_model import Base
 from ..models.pipeline import add_lora
-from ..reporting.events import Progress
-from .generate import PIXELS_AT_ONCE, generate_pictures
+from .generate import PIXELS_AT_ONCE, PictureSettings, generate_pictures
 
-
-@dataclass(frozen=True)
-class PictureSettings:
-    """What decides a picture beside model, prompt, seed and strength."""
-
-    resolution: int
-    steps: int
-    guidance: float
-    clip_skip: int
+RECIPE = ("resolution", "steps", "guidance", "clip_skip")  # settings that pictures on disk are known by
 
 
 class ImageGenerator:
@@ -49,7 +40,7 @@ class ImageGenerator:
             "unet": base_model.part_hash(base, "unet"),
             "vae": base_model.part_hash(base, "vae"),
             "lora": sha256(lora) if lora else None,
-            **vars(settings),
+            **{name: getattr(settings, name) for name in RECIPE},
         }
 
     def set_strength(self, strength: float) -> None:
@@ -81,7 +72,7 @@ class ImageGenerator:
         for start in range(0, len(missing), at_once):
             chunk = missing[start : start + at_once]
             tell = partial(progress, folder.name, len(paths) - len(missing) + start, len(paths))
-            images = generate_pictures(self.pipe, prompt, seeds=chunk, check=tell, **vars(self.settings))
+            images = generate_pictures(self.pipe, prompt, chunk, self.settings, check=tell)
             save_images(images, folder, chunk)
         progress(folder.name, len(paths), len(paths))
         return list(paths.values())

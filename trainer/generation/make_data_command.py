@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..common import errors
 from ..common.errors import UserError
+from ..common.events import EventWriter
 from ..common.files import describe_write_error, locked, write_text
 from ..common.interrupts import follow_parent, stoppable
 from ..data import contact_sheet
@@ -36,28 +37,28 @@ MIB_EACH = 1024  # of a card for one more 512 px image, guidance included; a gue
 def main(argv: Sequence[str]) -> int:
     """Make what is missing, then describe all of it. Raises: UserError. Returns: an exit code."""
     call = parse(argv)
-    tell = Tell(jsonl=call.events)
+    events = DatasetEvents(is_on=call.events)
     if call.follow_parent:
         follow_parent()
     try:
         with stoppable() as check:
             base = _find_base(call.recipe)
             with locked(call.recipe.out):
-                return _run(call.recipe, base, tell, check)
+                return _run(call.recipe, base, events, check)
     except UserError as error:
-        tell.event("error", kind="input", message=str(error))
+        events.emit("error", kind="input", message=str(error))
         raise
     except errors.Stopped:
-        return tell.failure("stopped", "stopped; the same command goes on from here", errors.STOPPED)
+        return events.failure("stopped", "stopped; the same command goes on from here", errors.STOPPED)
     except Exception as error:
         from ..memory.devices import is_out_of_memory
 
         if is_out_of_memory(error):
             advice = "out of memory with one image at a time. Try a smaller --resolution, --precision fp16 on a card, "
             advice += "or --device cpu. What was made is kept."
-            return tell.failure("out-of-memory", advice, errors.OUT_OF_MEMORY)
+            return events.failure("out-of-memory", advice, errors.OUT_OF_MEMORY)
         if said := describe_write_error(error):
-            return tell.failure("disk", f"{said}. What was made is kept.", errors.FAILED)
+            return events.failure("disk", f"{said}. What was made is kept.", errors.FAILED)
         raise
 
 
@@ -78,49 +79,42 @@ class Work:
     there: set[str]  # files; grows
 
 
-class Tell:
+class DatasetEvents(EventWriter):
     """Progress and results: a bar and lines for people, or events on stdout."""
 
-    def __init__(self, *, jsonl: bool) -> None:
-        self.jsonl = jsonl
-
-    def event(self, event: str, **fields: Any) -> None:
-        if self.jsonl:
-            print(json.dumps({"v": 1, "event": event, **fields}, ensure_ascii=False), flush=True)
-
     def say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr if self.jsonl else sys.stdout)
+        tqdm.write(text, file=sys.stderr if self.is_on else sys.stdout)
 
     def failure(self, kind: str, message: str, code: int) -> int:
-        self.event("error", kind=kind, message=message)
+        self.emit("error", kind=kind, message=message)
         print(message if code == errors.STOPPED else f"error: {message}", file=sys.stderr)
         return code
 
 
-def _run(recipe: Recipe, base: Base, tell: Tell, check: Callable[[], None]) -> int:
+def _run(recipe: Recipe, base: Base, events: DatasetEvents, check: Callable[[], None]) -> int:
     common = dataset_manifest.shared(recipe, base_model.part_hash(base, "unet"))
     work = Work(recipe, base, common, images(recipe), dataset_manifest.kept(recipe, common))
     for kind in KINDS:
         of = f' of "{recipe.prompt(kind)}"' if recipe.count(kind) else ""
-        tell.say(f"{kind}: {recipe.count(kind)} images{of}")
+        events.say(f"{kind}: {recipe.count(kind)} images{of}")
     total = len(work.wanted)
     if work.there:
-        tell.say(f"{len(work.there)} of {total} images are there already")
+        events.say(f"{len(work.there)} of {total} images are there already")
     try:
-        with tqdm(total=total, initial=len(work.there), unit="image", dynamic_ncols=True, disable=tell.jsonl) as bar:
-            for one in _make(work, tell, check):
-                tell.event("phase", name="make-data", what=one.kind, done=len(work.there), total=total)
+        with tqdm(total=total, initial=len(work.there), unit="image", dynamic_ncols=True, disable=events.is_on) as bar:
+            for one in _make(work, events, check):
+                events.emit("phase", name="make-data", what=one.kind, done=len(work.there), total=total)
                 bar.update()
     finally:  # also of what a stopped run has made
         dataset_manifest.write(recipe.out, [one for one in work.wanted if one.file in work.there], common)
     if recipe.sensitive_captions:
         for one in (one for one in work.wanted if one.kind == "sensitive"):
             write_text((recipe.out / one.file).with_suffix(".txt"), one.prompt + "\n")
-    _describe(work, tell)
+    _describe(work, events)
     return errors.DONE
 
 
-def _describe(work: Work, tell: Tell) -> None:
+def _describe(work: Work, events: DatasetEvents) -> None:
     """Contact sheet, result and page; and the last lines on the screen."""
     recipe = work.recipe
     piles = {
@@ -146,13 +140,13 @@ def _describe(work: Work, tell: Tell) -> None:
         f"look at them: {recipe.out / 'sheet.png'}; all about them: {page}",
         f"train with: {train}",
     ]
-    if tell.jsonl:
+    if events.is_on:
         files = {"unlabeled": "unlabeled", "sensitive": "sensitive", "sheet": "sheet.png", "report": "report.html"}
         where = {name: str(recipe.out / file) for name, file in files.items()}
         how = {"prompt": recipe.unlabeled_prompt, "resolution": recipe.resolution, "prior": recipe.prior}
-        tell.event("done", text="\n".join(lines), **how, **where)
+        events.emit("done", text="\n".join(lines), **how, **where)
     else:
-        tell.say("\n".join(lines))
+        events.say("\n".join(lines))
 
 
 def _line(words: Sequence[str]) -> str:
@@ -160,7 +154,7 @@ def _line(words: Sequence[str]) -> str:
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def _make(work: Work, tell: Tell, check: Callable[[], None]) -> Iterator[Image]:
+def _make(work: Work, events: DatasetEvents, check: Callable[[], None]) -> Iterator[Image]:
     """Make, save and yield what is not there.
 
     Batches begin at the same images whatever is there already, and of one that lacks an image all are made: so an
@@ -175,7 +169,7 @@ def _make(work: Work, tell: Tell, check: Callable[[], None]) -> Iterator[Image]:
     recipe = work.recipe
     device = devices.choose_device(recipe.device)
     dtype = DTYPES[devices.choose_precision(recipe.precision, device)]
-    tell.event("phase", name="load", device=str(device))
+    events.emit("phase", name="load", device=str(device))
     pipe = pipeline.load_pipeline(work.base, base_model.load_unet(work.base, dtype).to(device))
     pipeline.set_sampler(pipe, recipe.sampler)
     size = at_once(recipe, device)
@@ -187,7 +181,7 @@ def _make(work: Work, tell: Tell, check: Callable[[], None]) -> Iterator[Image]:
                 made = _pictures(pipe, recipe, batch, check)
                 if len(made) < len(batch):
                     size = len(made)
-                    tell.say(f"out of memory: {size} at once from now on")
+                    events.say(f"out of memory: {size} at once from now on")
                 yield from _save_missing(work, batch, made)
             todo = todo[size:]
 
@@ -219,15 +213,15 @@ def _pictures(pipe: Any, recipe: Recipe, batch: list[Image], check: Callable[[],
     from ..memory import devices
     from . import generate
 
+    settings = generate.PictureSettings(
+        recipe.resolution, recipe.steps, recipe.guidance, recipe.clip_skip, recipe.negative_prompt or ""
+    )
     made = None
 
     def attempt(n: int) -> None:
         nonlocal made
-        how = {name: getattr(recipe, name) for name in ("resolution", "steps", "guidance", "clip_skip")}
         seeds = [one.seed for one in batch[:n]]
-        made = generate.generate_pictures(
-            pipe, batch[0].prompt, seeds=seeds, negative=recipe.negative_prompt or "", at_once=n, check=check, **how
-        )
+        made = generate.generate_pictures(pipe, batch[0].prompt, seeds, settings, at_once=n, check=check)
 
     devices.largest_that_fits(len(batch), attempt)
     return made

@@ -9,7 +9,7 @@ from ..common.errors import UserError
 from ..config.arguments import add_model_options, add_picture_options
 from ..data.contact_sheet import save_grid
 from ..models.pipeline import add_lora
-from .generate import generate_pictures
+from .generate import PictureSettings, generate_pictures
 
 MOST_SEEDS = 10_000
 
@@ -74,11 +74,13 @@ def main(argv: Sequence[str]) -> int:
     images = generate_pictures(
         pipe,
         options.prompt,
-        seeds=options.seeds,
-        resolution=options.resolution or (64 if is_builtin else 512),
-        steps=options.steps,
-        guidance=(1.0 if is_builtin else 7.5) if options.guidance is None else options.guidance,
-        clip_skip=options.clip_skip,
+        options.seeds,
+        PictureSettings(
+            resolution=options.resolution or (64 if is_builtin else 512),
+            steps=options.steps,
+            guidance=(1.0 if is_builtin else 7.5) if options.guidance is None else options.guidance,
+            clip_skip=options.clip_skip,
+        ),
     )
     save_grid(images, options.out)
     print(options.out)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..common.third_party import quiet
-from ..models import full_network, lora
+from ..models.networks import FullNetwork, LoraNetwork, attach_lora, train_whole
 from ..models.noise_schedule import per_sample_error
 from . import memory_plan
 from .frozen_weights import FrozenLayer
@@ -92,7 +92,7 @@ def predict(shape: Shape, found: MemoryPlan) -> Estimate:
         for tensor in _materialise(unet):
             live.add(tensor)
         held = live.now
-        parameters = (full_network if shape.network == "full" else lora).parameters(unet)
+        parameters = (FullNetwork(unet) if shape.network == "full" else LoraNetwork(unet)).parameters
         with live:
             _pass(unet, shape, found)
     trained = sum(p.numel() for p in parameters)
@@ -134,9 +134,9 @@ def build(shape: Shape, found: MemoryPlan) -> nn.Module:
     with meta, quiet():
         unet = UNet2DConditionModel.from_config(shape.unet).to(found.load_dtype).requires_grad_(False).eval()
         if shape.network == "full":
-            full_network.attach(unet)
+            train_whole(unet)
         else:
-            lora.attach(unet, rank=shape.rank, alpha=shape.rank, seed=0)
+            attach_lora(unet, rank=shape.rank, alpha=shape.rank, seed=0)
     plain = replace(found, attention="sdpa")  # xformers knows no fake tensors; it keeps what sdpa keeps
     if shape.network == "full":
         memory_plan.apply_plan_to_trained(unet, plain, device=meta)
@@ -157,7 +157,7 @@ def _materialise(unet: nn.Module) -> Iterator[Tensor]:
             kept.kept = torch.empty(kept.kept.shape, dtype=kept.kept.dtype)
             if kept.scale is not None:
                 kept.scale = torch.empty(kept.scale.shape)
-            if not kept.is_far:
+            if not kept.offloaded:
                 yield from (t for t in (kept.kept, kept.scale) if t is not None)
 
 

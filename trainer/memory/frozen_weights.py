@@ -20,8 +20,8 @@ FP8_MAX = torch.finfo(FP8).max  # 448
 class Weight:
     """One layer's weight [out, ...] in storage: in `dtype`, or as fp8 with one fp32 scale for each output channel."""
 
-    def __init__(self, weight: Tensor, *, dtype: torch.dtype, device: torch.device, is_far: bool) -> None:
-        self.is_far = is_far
+    def __init__(self, weight: Tensor, *, dtype: torch.dtype, device: torch.device, offloaded: bool) -> None:
+        self.offloaded = offloaded
         weight = weight.detach()
         self.scale: Tensor | None = None
         if dtype == FP8:
@@ -31,12 +31,12 @@ class Weight:
             self.scale = self.scale.to(device)
         kept = weight.to(device, dtype)
         self.kept = (
-            kept.pin_memory() if is_far and device.type == "cpu" and torch.cuda.is_available() else kept
+            kept.pin_memory() if offloaded and device.type == "cpu" and torch.cuda.is_available() else kept
         )  # pinned: the copy does not wait
 
-    def fetch(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The weight where and as the arithmetic wants it: a passing copy, or the kept one where that is just so."""
-        weight = self.kept.to(device, non_blocking=True, copy=self.is_far)
+    def materialize(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the weight on device in dtype: a temporary copy, or the kept tensor where it already is both."""
+        weight = self.kept.to(device, non_blocking=True, copy=self.offloaded)
         if self.scale is None:
             return weight.to(dtype)
         return weight.to(dtype) * self.scale.to(device, dtype, non_blocking=True)
@@ -46,23 +46,23 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight.fetch(x.device, x.dtype), bias)
+        return F.linear(x, weight.materialize(x.device, x.dtype), bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad @ ctx.weight.fetch(grad.device, grad.dtype), None, None
+        return grad @ ctx.weight.materialize(grad.device, grad.dtype), None, None
 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Weight, bias: Tensor | None, how: tuple) -> Tensor:
         ctx.weight, ctx.how, ctx.shape = weight, how, x.shape
-        return F.conv2d(x, weight.fetch(x.device, x.dtype), bias, *how)
+        return F.conv2d(x, weight.materialize(x.device, x.dtype), bias, *how)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """torch.nn.grad.conv2d_input without its way through Python, which is worth a percent of a step."""
-        weight = ctx.weight.fetch(grad.device, grad.dtype)
+        weight = ctx.weight.materialize(grad.device, grad.dtype)
         shape, (stride, padding, dilation, groups) = grad.new_empty(1).expand(ctx.shape), ctx.how
         found = torch.ops.aten.convolution_backward.default(
             grad, shape, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
@@ -79,9 +79,11 @@ def _arithmetic(x: Tensor) -> torch.dtype:
 class FrozenLayer(nn.Module):
     """Stands for a frozen nn.Linear or nn.Conv2d (zero padding): the same result, its weight kept as `Weight`."""
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, *, dtype: torch.dtype, device: torch.device, is_far: bool) -> None:
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, *, dtype: torch.dtype, device: torch.device, offloaded: bool
+    ) -> None:
         super().__init__()
-        self.weight = Weight(layer.weight, dtype=dtype, device=device, is_far=is_far)
+        self.weight = Weight(layer.weight, dtype=dtype, device=device, offloaded=offloaded)
         self.bias = layer.bias
         self.how = None
         if isinstance(layer, nn.Conv2d):
@@ -102,22 +104,22 @@ def freeze(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    left_alone: Iterable[nn.Module],
-    is_far: bool = False,
+    exclude: Iterable[nn.Module],
+    offloaded: bool = False,
 ) -> int:
     """Replace the frozen Linear and Conv2d layers below parent by `FrozenLayer`s.
 
     Args:
         dtype: of the kept weights; torch.float8_e4m3fn for fp8.
         device: where they are kept.
-        left_alone: layers that stay as they are, such as the LoRA's own.
-        is_far: kept elsewhere than where the arithmetic is done.
+        exclude: layers that stay as they are, such as the LoRA's own.
+        offloaded: kept elsewhere than where the arithmetic is done.
     Returns: how many were replaced.
     """
-    spared, count = set(map(id, left_alone)), 0
+    spared, count = set(map(id, exclude)), 0
     for module in list(parent.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in spared:
-                setattr(module, name, FrozenLayer(layer, dtype=dtype, device=device, is_far=is_far))
+                setattr(module, name, FrozenLayer(layer, dtype=dtype, device=device, offloaded=offloaded))
                 count += 1
     return count

@@ -1,4 +1,4 @@
-"""Memory switches of the U-Net: what each costs in memory and time, never in the result beyond its stated tolerance."""
+"""Memory plan of the U-Net: what each costs in memory and time, never in the result beyond its stated tolerance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..models import lora
+from ..models.networks import LoraNetwork
 from . import frozen_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": frozen_weights.FP8}
@@ -60,7 +60,7 @@ def offload_blocks(unet: nn.Module) -> list[nn.Module]:
 
 def apply_plan(
     unet: nn.Module,
-    switches: MemoryPlan,
+    plan: MemoryPlan,
     *,
     device: torch.device,
     far: torch.device = torch.device("cpu"),  # noqa: B008
@@ -70,14 +70,14 @@ def apply_plan(
 
     Args: far: where offloaded weights stay. say: told, in one line, when xformers was asked for and does not work.
     """
-    layers = [layer for pair in lora.pairs(unet).values() for layer in pair]
-    compute, kept = DTYPES[switches.precision], DTYPES[switches.weights]
-    for block in offload_blocks(unet)[: switches.offload]:
-        frozen_weights.freeze(block, dtype=kept, device=far, left_alone=layers, is_far=True)
+    layers = [layer for pair in LoraNetwork(unet).pairs().values() for layer in pair]
+    compute, kept = DTYPES[plan.precision], DTYPES[plan.weights]
+    for block in offload_blocks(unet)[: plan.offload]:
+        frozen_weights.freeze(block, dtype=kept, device=far, exclude=layers, offloaded=True)
     # also where the weight stays as it is: a plain convolution keeps its input for a weight gradient nobody asks for;
     # a linear layer does not
     linear = [m for m in unet.modules() if isinstance(m, nn.Linear)] if kept == compute else []
-    frozen_weights.freeze(unet, dtype=kept, device=device, left_alone=[*layers, *linear])
+    frozen_weights.freeze(unet, dtype=kept, device=device, exclude=[*layers, *linear])
     for module in unet.modules():
         if hasattr(module, "cast_input_dtype_enabled"):  # peft's layers: each would keep an fp32 copy of its input
             module.cast_input_dtype_enabled = compute == torch.float32
@@ -87,17 +87,17 @@ def apply_plan(
             parameter.data = parameter.data.to(compute)
     if compute != torch.float32:
         _plain_norms(unet)
-    apply_plan_to_trained(unet, switches, device=device, say=say)
+    apply_plan_to_trained(unet, plan, device=device, say=say)
 
 
 def apply_plan_to_trained(
-    unet: nn.Module, switches: MemoryPlan, *, device: torch.device, say: Callable[[str], None] = lambda text: None
+    unet: nn.Module, plan: MemoryPlan, *, device: torch.device, say: Callable[[str], None] = lambda text: None
 ) -> None:
     """Where it computes and what it keeps: all that is left to choose where every weight is trained."""
     unet.to(device)
-    _set_checkpointing(unet, switches.checkpointing)
-    if switches.attention == "xformers":
-        _use_xformers(unet, device, DTYPES[switches.precision], say)
+    _set_checkpointing(unet, plan.checkpointing)
+    if plan.attention == "xformers":
+        _use_xformers(unet, device, DTYPES[plan.precision], say)
 
 
 def _plain_norms(unet: nn.Module) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..builtin import CONFIG
 from ..common import errors
+from ..common.events import EventWriter
 from ..config.arguments import parse
 from ..config.train_config import TrainConfig
 from ..models import base_model, hub
@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> int:
     if is_here or config.vram_budget:
         lines.append(f"{'fits into' if fits else 'does not fit into'} {budget / 1024:.1f} GiB")
     if invocation.events:
-        print(json.dumps({"v": 1, "event": "plan", "fits": fits, "lines": lines}))
+        EventWriter(is_on=True).emit("plan", fits=fits, lines=lines)
         return errors.DONE  # the answer is the event; a node shows it either way
     print("\n".join(lines))
     return errors.DONE if fits else errors.OUT_OF_MEMORY

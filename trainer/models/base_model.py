@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .noise_schedule import NoiseSchedule
+
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENIZER = MODEL / "tokenizer"  # CLIP's, the same for all of SD 1.x
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
@@ -198,7 +200,7 @@ def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Mod
     return tokenizer, encoder.to(dtype).requires_grad_(False).eval()
 
 
-def noise_schedule(base: Base) -> dict[str, Any]:
+def scheduler_config(base: Base) -> dict[str, Any]:
     """diffusers' scheduler settings: the folder's own, or those of all SD 1.x single files; with --prediction-type."""
     if base.is_file:
         said = "v" if base.path.suffix.lower() == ".safetensors" and _says_v(base.path) else "epsilon"
@@ -216,13 +218,15 @@ def _says_v(path: Path) -> bool:
     return "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v")
 
 
-def load_alphas_cumprod(base: Base) -> tuple[Tensor, str]:
-    """Returns: (alphas_cumprod [timesteps] fp32, prediction type)."""
-    from .noise_schedule import alphas_cumprod
+def load_noise_schedule(base: Base) -> NoiseSchedule:
+    """Read the noise schedule and what the model predicts from its configuration."""
+    from .noise_schedule import NoiseSchedule, alphas_cumprod
 
-    config = noise_schedule(base)
-    signal = alphas_cumprod(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
-    return signal, config.get("prediction_type", "epsilon")
+    config = scheduler_config(base)
+    betas = config["beta_start"], config["beta_end"]
+    return NoiseSchedule(
+        alphas_cumprod(*betas, config["num_train_timesteps"]), config.get("prediction_type", "epsilon")
+    )
 
 
 def text_states(tokenizer: Any, encoder: torch.nn.Module, captions: Sequence[str], clip_skip: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from ..common.third_party import quiet
-from .base_model import Base, load_text_encoder, load_unet, load_vae, noise_schedule
+from .base_model import Base, load_text_encoder, load_unet, load_vae, scheduler_config
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
             text_encoder=encoder,
             tokenizer=tokenizer,
             unet=unet,
-            scheduler=DDIMScheduler.from_config(noise_schedule(base)),
+            scheduler=DDIMScheduler.from_config(scheduler_config(base)),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -54,7 +54,7 @@ def accumulate(
     def run(members: Sequence[T], weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         mine = _pass(losses_of, ranks.share(members), micro_batch, backward, weigh)
         losses, importance = (torch.cat([none, *(part[i] for part in mine)]) for i in (0, 1))
-        return ranks.whole(losses, len(members)), ranks.whole(importance, len(members))
+        return ranks.gather(losses, len(members)), ranks.gather(importance, len(members))
 
     def run_sensitive(s: int) -> tuple[Tensor, Tensor]:
         return run(sensitive, lambda losses: weights.sensitive(losses, s))

@@ -44,17 +44,15 @@ class LossScale:
         return replace(self, base_error=torch.lerp(found, self.base_error, RUNNING))
 
 
-def min_snr_weight(t: Tensor, signal: Tensor, max_snr: float | None, prediction_type: str) -> Tensor:
-    """Factor of a sample by its timestep: min(SNR, max_snr) / SNR, over SNR + 1 for a velocity; or 1 for all.
+def min_snr_weight(snr: Tensor, max_snr: float | None, prediction_type: str) -> Tensor:
+    """Return the factor of each sample: min(SNR, max_snr) / SNR, over SNR + 1 for a velocity; 1 without max_snr.
 
     Timesteps with little noise count less: their errors are easily driven up, and decide little of what is pictured.
 
-    Args: t: [n] int64. signal: [timesteps], see diffusion.alphas_cumprod.
+    Args: snr: [n] signal-to-noise ratio at each sample's timestep.
     Returns: [n] fp32.
     Source: Hang et al. 2023 (min-SNR).
     """
     if max_snr is None:
-        return torch.ones(len(t), device=t.device)
-    kept = signal.to(t.device)[t]
-    snr = kept / (1 - kept)
+        return torch.ones_like(snr)
     return snr.clamp(max=max_snr) / (snr + 1 if prediction_type == "v_prediction" else snr)

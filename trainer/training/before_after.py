@@ -6,15 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from ..builtin import BUILTIN
-from ..config.train_config import TrainConfig
+from ..common.interrupts import Check
 from ..data.contact_sheet import save_grid
-from ..generation.generate import generate_pictures
+from ..data.job import TrainingJob
+from ..generation.generate import PictureSettings, generate_pictures
 from ..metrics.digit_judge import DigitJudge, Rate
-from ..models import base_model, lora, pipeline
-from ..reporting.run_dir import RunDir
-from .context import Emit, TrainedModel, picture_prompt
+from ..models import base_model, pipeline
+from ..reporting.run_context import RunContext
+from .trained_model import TrainedModel
 
 AT_STEP = 9  # pictures during training: enough to see, few enough not to hold it up
 
@@ -29,38 +31,33 @@ class Evaluation:
     ceiling: Rate | None  # the judge's rate on real normal images it never saw
 
 
-def before_after(
-    config: TrainConfig, trained: TrainedModel, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
-) -> Evaluation:
+def before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
     """Make the pictures, save a grid of each kind, and count if a judge is there (the built-in digits).
 
-    A failure is told, and nothing more: what was trained is saved by then.
+    A failure becomes a warning: what was trained is saved by then.
     """
     try:
-        return _before_after(config, trained, run_dir, emit=emit, check=check)
+        return _before_after(trained, context)
     except Exception as error:
-        text = f"what was trained is saved, but no pictures before and after could be made: {error}"
-        emit("warning", message=text)
-        return Evaluation(picture_prompt(config, trained.folders), None, None, None, None, None)
+        context.warn(f"what was trained is saved, but no pictures before and after could be made: {error}")
+        return Evaluation(trained.job.picture_prompt, None, None, None, None, None)
 
 
-def _before_after(
-    config: TrainConfig, trained: TrainedModel, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
-) -> Evaluation:
-    prompt = picture_prompt(config, trained.folders)
+def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
+    config, prompt = trained.job.config, trained.job.picture_prompt
     seeds = list(range(max(config.images, config.rate_images)))
     if not seeds:
         return Evaluation(prompt, None, None, None, None, None)
-    emit("phase", name="pictures")
+    context.phase("pictures")
     judge = DigitJudge() if config.base == BUILTIN and config.rate_images else None
     grids, rates = {}, {}
     for kind in ("before", "after"):
-        with _before(config, trained) if kind == "before" else contextlib.nullcontext(trained) as shown:
-            images = maker(config, shown, check)(prompt, seeds)
+        with _base_unet(trained) if kind == "before" else contextlib.nullcontext(trained.network.unet) as unet:
+            images = maker(trained.job, unet, context.check)(prompt, seeds)
         if config.images:
-            grids[kind] = run_dir.samples / f"{kind}.png"
+            grids[kind] = context.run_dir.samples / f"{kind}.png"
             save_grid(images[: config.images], grids[kind])
-            emit("sample", kind=kind, path=str(grids[kind]), prompt=prompt)
+            context.emit("sample", kind=kind, path=str(grids[kind]), prompt=prompt)
         if judge:
             rates[kind] = judge.rate(images[: config.rate_images])
     return Evaluation(
@@ -74,48 +71,39 @@ def _before_after(
 
 
 @contextlib.contextmanager
-def _before(config: TrainConfig, trained: TrainedModel) -> Iterator[TrainedModel]:
-    """The base model: without its LoRA, or loaded again while a network that was trained whole makes room."""
-    if config.network == "lora":
-        with lora.disabled(trained.unet):
-            yield trained
+def _base_unet(trained: TrainedModel) -> Iterator[nn.Module]:
+    """Lend the base model: without its LoRA, or loaded again while a network that was trained whole makes room."""
+    unet = trained.network.unet
+    if trained.job.config.network == "lora":
+        with trained.network.disabled():
+            yield unet
         return
-    device, dtype = trained.device, next(trained.unet.parameters()).dtype
-    trained.unet.to("cpu")
-    yield replace(trained, unet=base_model.load_unet(trained.base, dtype).to(device))
-    trained.unet.to(device)
+    dtype = next(unet.parameters()).dtype
+    unet.to("cpu")
+    yield base_model.load_unet(trained.job.base, dtype).to(trained.device)
+    unet.to(trained.device)
 
 
-def picture_at_step(
-    config: TrainConfig, prompt: str, run_dir: RunDir, *, emit: Emit, check: Callable[[], None]
-) -> Callable[[TrainedModel, int], None]:
-    """What `train.run` calls for --sample-every: the first few of the pictures that before and after show."""
-    seeds = list(range(max(1, min(config.images, AT_STEP))))
+def picture_at_step(job: TrainingJob, context: RunContext) -> Callable[[TrainedModel, int], None]:
+    """Return what `run` calls for --sample-every: the first few of the pictures that before and after show."""
+    seeds = list(range(max(1, min(job.config.images, AT_STEP))))
 
     def picture(so_far: TrainedModel, step: int) -> None:
-        path = run_dir.samples / f"step{step:06d}.png"
-        save_grid(maker(config, so_far, check)(prompt, seeds), path)
-        emit("sample", kind="step", step=step, path=str(path), prompt=prompt)
+        path = context.run_dir.samples / f"step{step:06d}.png"
+        save_grid(maker(job, so_far.network.unet, context.check)(job.picture_prompt, seeds), path)
+        context.emit("sample", kind="step", step=step, path=str(path), prompt=job.picture_prompt)
 
     return picture
 
 
-def maker(
-    config: TrainConfig, trained: TrainedModel, check: Callable[[], None] = lambda: None
-) -> Callable[..., np.ndarray]:
-    """A function (prompt, seeds, guidance=config's) -> pictures [n, h, w, 3] uint8 of the U-Net as it is then."""
-    pipe = pipeline.load_pipeline(trained.base, trained.unet)
+def maker(job: TrainingJob, unet: nn.Module, check: Check = lambda: None) -> Callable[..., np.ndarray]:
+    """Return a function (prompt, seeds, guidance=config's) -> pictures [n, h, w, 3] uint8 of unet as it is then."""
+    pipe = pipeline.load_pipeline(job.base, unet)
+    config = job.config
+    settings = PictureSettings(config.resolution, config.sample_steps, config.guidance, config.clip_skip)
 
     def make(prompt: str, seeds: list[int], guidance: float | None = None) -> np.ndarray:
-        return generate_pictures(
-            pipe,
-            prompt,
-            seeds=seeds,
-            resolution=config.resolution,
-            steps=config.sample_steps,
-            guidance=config.guidance if guidance is None else guidance,
-            clip_skip=config.clip_skip,
-            check=check,
-        )
+        found = settings if guidance is None else replace(settings, guidance=guidance)
+        return generate_pictures(pipe, prompt, seeds, found, check=check)
 
     return make

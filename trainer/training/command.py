@@ -13,9 +13,10 @@ from ..config.arguments import Invocation
 from ..config.train_config import TrainConfig, to_toml
 from ..data import inputs
 from ..data.folders import Folders
+from ..data.job import TrainingJob
 from ..models import base_model, hub
 from ..models.base_model import Base
-from ..reporting.events import Console
+from ..reporting.console import Console
 from ..reporting.run_dir import RunDir, free_name
 
 
@@ -24,7 +25,7 @@ def train_command(invocation: Invocation) -> int:
     config = invocation.config
     ranks = from_environment(is_cpu=config.device == "cpu")
     if not invocation.resume:
-        config = config.model_copy(update={"name": ranks.agree(free_name(config.output_dir, config.name))})
+        config = config.model_copy(update={"name": ranks.broadcast(free_name(config.output_dir, config.name))})
     run_dir = RunDir(config.output_dir, config.name)
     console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir, is_silent=not ranks.is_first)
     _introduce(invocation, run_dir, console)
@@ -44,7 +45,7 @@ def train_command(invocation: Invocation) -> int:
         if ranks.is_first:
             run_dir.save_config(to_toml(config))
         try:
-            return _train(config, base, folders, run_dir, ranks, console, is_resume=invocation.resume)
+            return _train(TrainingJob(config, base, folders), ranks, console, is_resume=invocation.resume)
         except errors.Stopped:
             console.emit("error", kind="stopped", message="stopped by the user")
             where = f'--name "{config.name}"{_output(config)}'
@@ -64,45 +65,30 @@ def train_command(invocation: Invocation) -> int:
             return _failed(error, config, base, console)
 
 
-def _train(
-    config: TrainConfig,
-    base: Base,
-    folders: Folders,
-    run_dir: RunDir,
-    ranks: Ranks,
-    console: Console,
-    *,
-    is_resume: bool,
-) -> int:
+def _train(job: TrainingJob, ranks: Ranks, console: Console, *, is_resume: bool) -> int:
     with stoppable() as check:
         # after the handler is in place: the import takes seconds, in which Ctrl-C must be heard
-        from . import before_after, context, report, run, saving
+        from ..memory import devices
+        from ..reporting.run_context import RunContext
+        from . import before_after, report
+        from .run import run
+        from .saving import result_path
 
-        prompt = context.picture_prompt(config, folders)
-        picture = before_after.picture_at_step(config, prompt, run_dir, emit=console.emit, check=check)
-        trained = run.run(
-            config,
-            base,
-            folders,
-            run_dir,
-            ranks=ranks,
-            is_resume=is_resume,
-            emit=console.emit,
-            check=check,
-            picture=picture,
-        )
+        device = devices.choose_device(job.config.device, is_alone=ranks.world == 1)
+        context = RunContext(device, ranks, console.run_dir, console.emit, check)
+        trained = run(job, context, is_resume=is_resume, picture=before_after.picture_at_step(job, context))
         if not ranks.is_first:
             return errors.DONE
-        if report.memorising(trained.rises):
-            console.emit("warning", message=report.memorising_text(trained.rises))
-        evaluation = before_after.before_after(config, trained, run_dir, emit=console.emit, check=check)
-        report.write(trained, evaluation, saving.result_path(config, base, run_dir), run_dir)
-    result = saving.result_path(config, base, run_dir)
-    summary = report.summary(evaluation, result, run_dir)
+        if report.memorising(trained.loss_growth):
+            context.warn(report.memorising_text(trained.loss_growth))
+        evaluation = before_after.before_after(trained, context)
+        result = result_path(trained.job, context.run_dir)
+        report.write(trained, evaluation, result, context.run_dir)
+    summary = report.summary(evaluation, result, console.run_dir)
     console.emit(
         "done",
         lora=str(result),
-        report=str(run_dir.report),
+        report=str(console.run_dir.report),
         summary="\n".join(summary),
         **report.numbers(evaluation),
     )

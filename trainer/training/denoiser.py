@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.folders import Sample
 from ..data.latent_cache import Encoded
 from ..data.sampler import TrainingSample, noise_and_t
-from ..models.noise_schedule import add_noise, per_sample_error, target
+from ..models.noise_schedule import NoiseSchedule, per_sample_error
 from ..objective.temperature import BINS, LossScale
 
 # Steps no training reaches: their noise belongs to measurements.
@@ -25,8 +25,7 @@ class Denoiser:
     unet: nn.Module
     dtype: torch.dtype  # of the arithmetic
     encoded: Encoded
-    signal: Tensor  # [timesteps]
-    prediction_type: str
+    schedule: NoiseSchedule
     seed: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager]
@@ -44,7 +43,7 @@ class Denoiser:
         """
         latents = [self.encoded.latents(d.sample.path, d.view) for d in draws]
         random = [
-            noise_and_t(self.seed, step, d.position, tuple(x.shape), len(self.signal))
+            noise_and_t(self.seed, step, d.position, tuple(x.shape), self.schedule.timesteps)
             for d, x in zip(draws, latents, strict=True)
         ]
         t = torch.tensor([r[1] for r in random]) if t is None else t
@@ -63,25 +62,25 @@ class Denoiser:
         """[n] errors of samples of one shape."""
         self.before()
         text = torch.stack([self.encoded.text(caption) for caption in captions]).to(self.device)
-        noisy = add_noise(latents, noise, t, self.signal).to(self.device)
-        wanted = target(latents, noise, t, self.signal, self.prediction_type).to(self.device)
+        noisy = self.schedule.add_noise(latents, noise, t).to(self.device)
+        target = self.schedule.target(latents, noise, t).to(self.device)
         with self.autocast():
             found = self.unet(noisy.to(self.dtype), t.to(self.device), text.to(self.dtype)).sample
-        return per_sample_error(found, wanted)
+        return per_sample_error(found, target)
 
 
 @torch.no_grad()
-def calibrate(denoiser: Denoiser, pile: Sequence[Sample], *, samples_per_bin: int, micro_batch: int) -> Tensor:
+def calibrate(denoiser: Denoiser, samples: Sequence[Sample], *, samples_per_bin: int, micro_batch: int) -> Tensor:
     """Mean error per latent element of the U-Net as it is (switch the LoRA off first), by timestep bin.
 
-    Args: pile: unlabeled samples, walked in order.
+    Args: samples: the unlabeled ones, walked in order.
     Returns: [20] fp32 on the CPU.
     """
-    width = len(denoiser.signal) / BINS
+    width = denoiser.schedule.timesteps / BINS
     places = np.arange(samples_per_bin) / samples_per_bin  # evenly inside the bin: less noise than drawing
     t = torch.tensor(np.concatenate([(b + places) * width for b in range(BINS)])).long()
-    samples = [pile[i % len(pile)] for i in range(len(t))]
-    draws = [TrainingSample(i, sample, sample.caption) for i, sample in enumerate(samples)]
+    chosen = [samples[i % len(samples)] for i in range(len(t))]
+    draws = [TrainingSample(i, sample, sample.caption) for i, sample in enumerate(chosen)]
     found = []
     for i in range(0, len(draws), micro_batch):
         part = slice(i, i + micro_batch)
@@ -92,11 +91,11 @@ def calibrate(denoiser: Denoiser, pile: Sequence[Sample], *, samples_per_bin: in
 
 @torch.no_grad()
 def probe(
-    denoiser: Denoiser, scale: LossScale, pile: Sequence[Sample], caption: str, *, n: int, micro_batch: int
+    denoiser: Denoiser, scale: LossScale, samples: Sequence[Sample], caption: str, *, n: int, micro_batch: int
 ) -> float:
-    """Mean loss over n fixed draws from pile: comparable between calls, as noise and timesteps are always the same."""
-    draws = [TrainingSample(i, pile[i % len(pile)], caption) for i in range(n)]
-    timesteps = len(denoiser.signal)
+    """Mean loss over n fixed draws from samples: comparable between calls, as noise and timesteps stay the same."""
+    draws = [TrainingSample(i, samples[i % len(samples)], caption) for i in range(n)]
+    timesteps = denoiser.schedule.timesteps
     t = torch.arange(n) * timesteps // n
     total = 0.0
     for i in range(0, n, micro_batch):

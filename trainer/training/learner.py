@@ -1,70 +1,57 @@
 """What learns: a U-Net, the optimizer and the accelerator. Knows nothing of risks or samples."""
 
-from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..config.train_config import TrainConfig
+from ..data.job import TrainingJob
 from ..memory import devices
 from ..memory.memory_plan import MemoryPlan, apply_plan, apply_plan_to_trained
-from ..models import base_model, full_network, lora, lora_file
-from ..models.base_model import Base
+from ..models import base_model, lora_file
+from ..models.networks import FullNetwork, LoraNetwork, TrainedNetwork, attach_lora, train_whole
+from ..reporting.run_context import RunContext
 from . import optimizers
 
 
-def with_lora(
-    config: TrainConfig, base: Base, switches: MemoryPlan, device: torch.device, warn: Callable[[str], None]
-) -> nn.Module:
-    """The base model's U-Net with its LoRA, ready to learn on device."""
-    unet = base_model.load_unet(base, switches.load_dtype)
-    lora.attach(unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
+def lora_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> LoraNetwork:
+    """Load the base model's U-Net and attach its LoRA, ready to learn on the context's device."""
+    config, unet = job.config, base_model.load_unet(job.base, plan.load_dtype)
+    network = attach_lora(unet, rank=config.rank, alpha=config.effective_alpha, seed=config.seed)
     if config.init_lora:
         scale = config.effective_alpha / config.rank
-        start = lora_file.from_kohya(config.init_lora, lora.pairs(unet), rank=config.rank, scale=scale)
-        lora.load_weights(unet, start)
-    apply_plan(unet, switches, device=device, say=warn)
-    return unet
+        start = lora_file.from_kohya(config.init_lora, network.pairs(), rank=config.rank, scale=scale)
+        network.load_weights(start)
+    apply_plan(unet, plan, device=context.device, say=context.warn)
+    return network
 
 
-def whole(base: Base, switches: MemoryPlan, device: torch.device, warn: Callable[[str], None]) -> nn.Module:
-    """The base model's U-Net, all of it ready to learn on device."""
-    unet = base_model.load_unet(base, torch.float32)
-    full_network.attach(unet)
-    apply_plan_to_trained(unet, switches, device=device, say=warn)
-    return unet
+def full_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> FullNetwork:
+    """Load the base model's U-Net, all of it ready to learn on the context's device."""
+    network = train_whole(base_model.load_unet(job.base, torch.float32))
+    apply_plan_to_trained(network.unet, plan, device=context.device, say=context.warn)
+    return network
 
 
 class Learner:
     """Owns the trained weights and what moves them."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        unet: nn.Module,
-        network: ModuleType,
-        *,
-        precision: str,
-        device: torch.device,
-        is_alone: bool,
-        warn: Callable[[str], None],
-    ) -> None:
-        """Args: network: `lora` or `full`: which of unet's weights are trained. precision: of the arithmetic."""
-        self.config, self.unet, self.network = config, unet, network
+    def __init__(self, config: TrainConfig, network: TrainedNetwork, precision: str, context: RunContext) -> None:
+        """Args: precision: of the arithmetic."""
+        self.config, self.network = config, network
         devices.flush_denormals()
-        self.accelerator = optimizers.make_accelerator(precision, device, is_alone=is_alone)
-        self.parameters = network.parameters(unet)
+        is_alone = context.ranks.world == 1
+        self.accelerator = optimizers.make_accelerator(precision, context.device, is_alone=is_alone)
+        self.parameters = network.parameters
         plain = optimizers.make_optimizer(
-            config.optimizer, self.parameters, lr=config.lr, weight_decay=config.weight_decay, warn=warn
+            config.optimizer, self.parameters, lr=config.lr, weight_decay=config.weight_decay, warn=context.warn
         )
         self.optimizer = self.accelerator.prepare(plain)
         self.is_whole = True  # not while the weights move: memory may run out between two of them
 
     @property
     def can_rescale(self) -> bool:
-        """Whether an overflow is the fp16 scaler's to mend: it lowers its scale and the step is done again."""
+        """Whether an overflow is the fp16 scaler's to fix: it lowers its scale and the step is done again."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() > 1
 
@@ -85,14 +72,14 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Nested dict of tensors and JSON values that `restore` takes back."""
         return {
-            "weights": self.network.weights(self.unet),
+            "weights": self.network.weights(),
             "optimizer": self.optimizer.state_dict()["state"],
             "groups": {str(i): _settings(group) for i, group in enumerate(self.optimizer.param_groups)},
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.network.load_weights(self.unet, state["weights"])
+        self.network.load_weights(state["weights"])
         entries = {int(index): entry for index, entry in state["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
         for i, group in enumerate(self.optimizer.param_groups):

@@ -9,17 +9,17 @@ from ..reporting import html
 from ..reporting.plots import draw_loss_curves
 from ..reporting.run_dir import RunDir
 from .before_after import Evaluation
-from .context import TrainedModel
+from .trained_model import TrainedModel
 
 
-def memorising(rises: dict[str, float]) -> bool:
+def memorising(growth: dict[str, float]) -> bool:
     """Whether the loss grows on the sensitive images trained on, but hardly on those held out.
 
-    Args: rises: factors by which the loss has grown, see Loop.rises.
+    Args: growth: factors by which the loss has grown, see TrainingLoop.loss_growth.
     """
-    if len(rises) < 2:
+    if len(growth) < 2:
         return False
-    trained, held_out = rises["trained"] - 1, rises["held_out"] - 1
+    trained, held_out = growth["trained"] - 1, growth["held_out"] - 1
     return trained > 0.1 and held_out < trained / 2
 
 
@@ -45,7 +45,7 @@ def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
 
 def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: RunDir) -> None:
     """Write loss.png and report.html into the run folder. Args: result: the LoRA, or the whole model."""
-    config = trained.config
+    config = trained.job.config
     curves = run_dir.root / "loss.png"
     draw_loss_curves([e for e in run_dir.events() if e["event"] == "step"], curves)
     parts = [
@@ -63,7 +63,7 @@ def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: 
 
 
 def _what(config: TrainConfig, trained: TrainedModel) -> str:
-    folders = trained.folders
+    folders = trained.job.folders
     kinds = f"{len(folders.unlabeled)} unlabeled images"
     if folders.sensitive:
         kinds += f" and {len(folders.sensitive)} sensitive ones ({len(folders.held_out)} more held out)"
@@ -112,18 +112,18 @@ def _rate(rate: Rate) -> str:
 
 def _curves(trained: TrainedModel, path: Path) -> list[str]:
     parts = [html.heading("Training"), html.picture(path)]
-    if trained.rises:
-        shown = ", ".join(f"{kind.replace('_', ' ')} × {value:.2f}" for kind, value in trained.rises.items())
+    if trained.loss_growth:
+        shown = ", ".join(f"{kind.replace('_', ' ')} × {value:.2f}" for kind, value in trained.loss_growth.items())
         parts.append(html.says(f"Loss on sensitive images since the start: {shown}."))
-    if memorising(trained.rises):
-        parts.append(html.says(memorising_text(trained.rises), is_warning=True))
+    if memorising(trained.loss_growth):
+        parts.append(html.says(memorising_text(trained.loss_growth), is_warning=True))
     return parts
 
 
-def memorising_text(rises: dict[str, float]) -> str:
+def memorising_text(growth: dict[str, float]) -> str:
     return (
-        f"The loss on the sensitive images trained on grew × {rises['trained']:.2f}, on those held out only "
-        f"× {rises['held_out']:.2f}: these very images are unlearned more than what they have in common. "
+        f"The loss on the sensitive images trained on grew × {growth['trained']:.2f}, on those held out only "
+        f"× {growth['held_out']:.2f}: these very images are unlearned more than what they have in common. "
         "More sensitive images or fewer steps help."
     )
 

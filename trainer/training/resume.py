@@ -36,12 +36,12 @@ def digest(folders: Folders, encoded: Encoded, base: Base) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def record(config: TrainConfig, data: str, switches: MemoryPlan, device: torch.device) -> dict[str, Any]:
+def record(config: TrainConfig, data: str, plan: MemoryPlan, device: torch.device) -> dict[str, Any]:
     """What a state keeps of its run, as JSON values. Args: data: its `digest`."""
     return {
         "settings": config.model_dump(mode="json"),
         "data": data,
-        "formats": {"device": device.type, "precision": switches.precision, "weights": switches.weights},
+        "formats": {"device": device.type, "precision": plan.precision, "weights": plan.weights},
     }
 
 

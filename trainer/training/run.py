@@ -1,232 +1,211 @@
-"""One run: phase 1 (encode), phase 2 (train the LoRA), and what is saved of it when."""
+"""One run in named stages: settle a resume, plan the memory, prepare the job, load the loop, train and save."""
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
-from ..audit import auto_prior
-from ..common.distributed import ONE, Ranks
+from ..audit.auto_prior import resolve_prior
 from ..common.errors import NonFinite, Stopped, UserError
-from ..config.train_config import TrainConfig, to_toml
-from ..data.folders import Folders
-from ..data.latent_cache import Encoded, encode
+from ..config.train_config import to_toml
+from ..data.job import TrainingJob
+from ..data.latent_cache import Encoded, LatentCache
 from ..data.sampler import views
 from ..generation.preservation import preservation_samples
 from ..memory import devices, planner
-from ..memory.memory_plan import MemoryPlan
-from ..models import base_model, full_network, lora
-from ..models.base_model import Base
-from ..reporting.run_dir import RunDir
+from ..memory.memory_plan import DTYPES, MemoryPlan
+from ..models import base_model
+from ..reporting.run_context import RunContext
 from . import resume
-from .context import Emit, TrainedModel
-from .learner import Learner, whole, with_lora
+from .denoiser import Denoiser
+from .learner import Learner, full_network, lora_network
 from .saving import save_merged, save_result
+from .trained_model import TrainedModel
 from .training_loop import TrainingLoop
 
 CHECKPOINTS = 10  # states and probes over a run
 
+MakePicture = Callable[[TrainedModel, int], None]  # (what is trained so far, step)
 
-def run(
-    config: TrainConfig,
-    base: Base,
-    folders: Folders,
-    run_dir: RunDir,
-    *,
-    ranks: Ranks = ONE,
-    is_resume: bool,
-    emit: Emit,
-    check: Callable[[], None],
-    picture: Callable[[TrainedModel, int], None],
-) -> TrainedModel:
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that is ready to train."""
+
+    job: TrainingJob  # with preservation images, and the prior estimated
+    encoded: Encoded
+    record: dict[str, Any]  # what a state keeps of its run, see resume.record
+
+
+def run(job: TrainingJob, context: RunContext, *, is_resume: bool, picture: MakePicture) -> TrainedModel:
     """Train and save the LoRA.
 
-    Args:
-        ranks: processes that train this LoRA together; only the first one writes.
-        check: raises Stopped when the user asked for it; called before each pass through a model.
-        picture: makes the pictures during training (--sample-every) from (what is trained so far, step).
+    Args: picture: makes the pictures during training (--sample-every).
     Raises: Stopped, NonFinite or what tells of memory, after saving LoRA and state of the last finished step;
         UserError.
     """
     started = time.time()
-    device = devices.choose_device(config.device, is_alone=ranks.world == 1)
-    state = run_dir.load_state() if is_resume else None
-    if len(set(ranks.all(f"{run_dir.name} {state['progress']['step']}" if state else ""))) > 1:
+    state = _settle_resume(job, context) if is_resume else None
+    plan = _choose_memory_plan(job, context, state)
+    prepared = _prepare_job(job, context, plan, state)
+    loop = _load_loop(prepared, context, plan, state)
+    return _train_and_save(prepared, context, loop, picture, started)
+
+
+def _settle_resume(job: TrainingJob, context: RunContext) -> dict[str, Any]:
+    """Load the state to resume from. Raises: UserError if settings or processes disagree on it."""
+    state = context.run_dir.load_state()
+    if len(set(context.ranks.all_gather(f"{context.run_dir.name} {state['progress']['step']}"))) > 1:
         raise UserError("--resume: the processes found different states. Give --name, and the same folder to all.")
-    if state:
-        resume.check_settings(state, config)
-    switches = _choose_switches(resume.with_formats(config, state, device), base, device, ranks, emit)
-    if config.keep_prompts:
-        emit("phase", name="keep")
-        make = partial(preservation_samples, config, base, run_dir.keep, switches, device=device, check=check)
-        if ranks.is_first:
-            make()
-        ranks.wait()
-        folders = replace(folders, unlabeled=[*folders.unlabeled, *make()])
-    encoded = _encode(config, base, folders, run_dir, ranks, device, emit, check)
-    if config.prior == "auto":
-        config = _with_prior(config, base, folders, run_dir, ranks, device, switches, emit, check)
-    data = resume.digest(folders, encoded, base)
-    if state:
-        resume.check_data(state, data)
-    of = resume.record(config, data, switches, device)
-    loop = _load(config, base, folders, encoded, ranks, device, switches, emit, check)
-    if state:
-        loop.restore(state)
-        if ranks.is_first:
-            run_dir.truncate_events(loop.progress.step)
-    emit("phase", name="calibrate")
-    loop.prepare()
-    devices.reset_peak(loop.device)
-    emit("phase", name="train", device=str(loop.device), **{**asdict(loop.switches), "micro_batch": loop.micro_batch})
-    report, rises = None, {}
-    try:
-        for report in loop.steps():
-            emit("step", **asdict(report))
-            every = config.save_state_every or max(1, config.steps // CHECKPOINTS)
-            if report.step % every == 0 or report.step == config.steps:
-                rises = _checkpoint(loop, of, run_dir, ranks, emit)
-            if (
-                ranks.is_first
-                and config.sample_every
-                and report.step % config.sample_every == 0
-                and report.step < config.steps
-            ):
-                _try_picture(
-                    picture,
-                    TrainedModel(config, loop.learner.unet, loop.device, base, folders, rises),
-                    report.step,
-                    emit,
-                )
-    except (Stopped, Exception) as error:
-        is_known = isinstance(error, Stopped | NonFinite) or devices.is_out_of_memory(error)
-        if is_known and loop.progress.step and loop.learner.is_whole and ranks.is_first:
-            _save_state(loop, of, run_dir)
-            save_result(config, base, folders, run_dir, loop, report, started)
-        raise
-    rises = rises or loop.rises()  # a run that was resumed behind its last step; as long as the cache is there
-    if ranks.is_first:
-        save_result(config, base, folders, run_dir, loop, report, started)
-        save_merged(config, base, run_dir, loop)
-    ranks.wait()  # others may still read
-    if not config.keep_cache:
-        run_dir.remove_cache()  # every machine has its own
-    return TrainedModel(config, loop.learner.unet, loop.device, base, folders, rises)
+    resume.check_settings(state, job.config)
+    return state
 
 
-def _with_prior(
-    config: TrainConfig,
-    base: Base,
-    folders: Folders,
-    run_dir: RunDir,
-    ranks: Ranks,
-    device: torch.device,
-    switches: MemoryPlan,
-    emit: Emit,
-    check: Callable[[], None],
-) -> TrainConfig:
-    """The settings with the prior estimated, also in config.toml: a resumed run, or one made again, has the same."""
-    emit("phase", name="prior")
-    value, lines = None, []
-    if ranks.is_first:
-        progress = partial(_progress, emit, check, "prior")
-        value, lines = auto_prior.resolve_prior(
-            config, base, folders, run_dir.cache, switches, device=device, progress=progress
-        )
-    config = config.model_copy(update={"prior": ranks.agree(value)})
-    for line in lines:
-        emit("prior", value=config.prior, message=line)
-    if ranks.is_first:
-        run_dir.save_config(to_toml(config))
-    return config
-
-
-def _progress(emit: Emit, check: Callable[[], None], phase: str, what: str, done: int, of: int) -> None:
-    check()
-    emit("phase", name=phase, what=what, done=done, total=of)
-
-
-def _encode(
-    config: TrainConfig,
-    base: Base,
-    folders: Folders,
-    run_dir: RunDir,
-    ranks: Ranks,
-    device: torch.device,
-    emit: Emit,
-    check: Callable[[], None],
-) -> Encoded:
-    samples = [*folders.unlabeled, *folders.sensitive, *folders.held_out]
-    return encode(
-        samples,
-        {"", *(s.caption for s in samples if s.caption)},
-        base=base,
-        resolution=config.resolution,
-        bucket=config.bucket,
-        views=views(flip=config.flip, crops=config.crops),
-        folder=run_dir.cache,
-        clip_skip=config.clip_skip,
-        device=device,
-        ranks=ranks,
-        progress=partial(_progress, emit, check, "encode"),
-    )
-
-
-def _load(
-    config: TrainConfig,
-    base: Base,
-    folders: Folders,
-    encoded: Encoded,
-    ranks: Ranks,
-    device: torch.device,
-    switches: MemoryPlan,
-    emit: Emit,
-    check: Callable[[], None],
-) -> TrainingLoop:
-    emit("phase", name="load")
-    warn = lambda text: emit("warning", message=text)  # noqa: E731
-    if config.network == "full":
-        network, unet = full_network, whole(base, switches, device, warn)
-    else:
-        network, unet = lora, with_lora(config, base, switches, device, warn)
-    learner = Learner(
-        config, unet, network, precision=switches.precision, device=device, is_alone=ranks.world == 1, warn=warn
-    )
-    noise = base_model.load_alphas_cumprod(base)
-    return TrainingLoop(config, folders, encoded, learner, noise, switches, device=device, ranks=ranks, check=check)
-
-
-def _choose_switches(config: TrainConfig, base: Base, device: torch.device, ranks: Ranks, emit: Emit) -> MemoryPlan:
-    """Settle what --micro-batch and the other memory settings left open, and tell what that will take."""
-    budget = devices.budget_mib(device, config.vram_budget)
-    precision = devices.common_precision(ranks.all(devices.choose_precision(config.precision, device)))
-    found, estimate = planner.resolve(config, base, precision, budget)
+def _choose_memory_plan(job: TrainingJob, context: RunContext, state: dict[str, Any] | None) -> MemoryPlan:
+    """Choose what --micro-batch and the other memory settings left open, and report what that will take."""
+    config = resume.with_formats(job.config, state, context.device)
+    budget = devices.budget_mib(context.device, config.vram_budget)
+    own = devices.choose_precision(config.precision, context.device)
+    precision = devices.common_precision(context.ranks.all_gather(own))
+    plan, estimate = planner.resolve(config, job.base, precision, budget)
     if estimate:
-        emit("plan", budget_mib=budget, total_mib=estimate.total, switches=asdict(found), **asdict(estimate))
+        fields = {"budget_mib": budget, "total_mib": estimate.total, "switches": asdict(plan)}
+        context.emit("plan", **fields, **asdict(estimate))
         if estimate.total > budget:
             text = f"{estimate.total:.0f} MiB are needed by the estimate, {budget:.0f} MiB are there"
-            emit("warning", message=f"this may run out of memory: {text}")
-    return found
+            context.warn(f"this may run out of memory: {text}")
+    return plan
 
 
-def _save_state(loop: TrainingLoop, of: dict[str, Any], run_dir: RunDir) -> None:
-    run_dir.save_state(loop.progress.step, {**loop.state(), "run": of}, keep=loop.config.keep_states)
+def _prepare_job(job: TrainingJob, context: RunContext, plan: MemoryPlan, state: dict[str, Any] | None) -> Prepared:
+    """Make the preservation images, encode everything, estimate the prior.
+
+    Raises: UserError if state was taken from other images or another model.
+    """
+    if job.config.keep_prompts:
+        job = _with_preservation_images(job, context, plan)
+    encoded = _encode(job, context)
+    if job.config.prior == "auto":
+        job = _with_prior(job, context, plan)
+    data = resume.digest(job.folders, encoded, job.base)
+    if state:
+        resume.check_data(state, data)
+    return Prepared(job, encoded, resume.record(job.config, data, plan, context.device))
 
 
-def _checkpoint(loop: TrainingLoop, of: dict[str, Any], run_dir: RunDir, ranks: Ranks, emit: Emit) -> dict[str, float]:
-    """Save the state, and look whether unlearning carries over to sensitive images it has not seen."""
-    rises = loop.rises()
-    if ranks.is_first:
-        _save_state(loop, of, run_dir)
-    emit("checkpoint", step=loop.progress.step, of=loop.config.steps, rises=rises)
-    return rises
+def _with_preservation_images(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> TrainingJob:
+    context.phase("keep")
+    if context.ranks.is_first:
+        preservation_samples(job, plan, context)
+    context.ranks.wait()
+    more = preservation_samples(job, plan, context)
+    return replace(job, folders=replace(job.folders, unlabeled=[*job.folders.unlabeled, *more]))
 
 
-def _try_picture(picture: Callable[[TrainedModel, int], None], so_far: TrainedModel, step: int, emit: Emit) -> None:
+def _encode(job: TrainingJob, context: RunContext) -> Encoded:
+    config, folders = job.config, job.folders
+    samples = [*folders.unlabeled, *folders.sensitive, *folders.held_out]
+    folder, device = context.run_dir.cache, context.device
+    cache = LatentCache(job.base, folder, config.resolution, config.bucket, device, config.clip_skip)
+    return cache.encode(
+        samples,
+        {"", *(s.caption for s in samples if s.caption)},
+        views=views(flip=config.flip, crops=config.crops),
+        ranks=context.ranks,
+        progress=context.progress("encode"),
+    )
+
+
+def _with_prior(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> TrainingJob:
+    """Estimate the prior, also for config.toml: a resumed run, or one made again, has the same."""
+    context.phase("prior")
+    value, lines = None, []
+    if context.ranks.is_first:
+        value, lines = resolve_prior(job, plan, context)
+    config = job.config.model_copy(update={"prior": context.ranks.broadcast(value)})
+    for line in lines:
+        context.emit("prior", value=config.prior, message=line)
+    if context.ranks.is_first:
+        context.run_dir.save_config(to_toml(config))
+    return replace(job, config=config)
+
+
+def _load_loop(prepared: Prepared, context: RunContext, plan: MemoryPlan, state: dict[str, Any] | None) -> TrainingLoop:
+    """Load the U-Net, put it where state left off, and measure the base model's error."""
+    context.phase("load")
+    job = prepared.job
+    network = (full_network if job.config.network == "full" else lora_network)(job, context, plan)
+    learner = Learner(job.config, network, plan.precision, context)
+    denoiser = Denoiser(
+        network.unet,
+        DTYPES[plan.precision],
+        prepared.encoded,
+        base_model.load_noise_schedule(job.base),
+        job.config.seed,
+        context.device,
+        learner.accelerator.autocast,
+        before=context.check if context.ranks.world == 1 else lambda: None,
+    )
+    loop = TrainingLoop(job.config, job.folders, learner, denoiser, plan, context)
+    if state:
+        loop.restore(state)
+        if context.ranks.is_first:
+            context.run_dir.truncate_events(loop.progress.step)
+    context.phase("calibrate")
+    loop.prepare()
+    devices.reset_peak(context.device)
+    context.phase("train", device=str(context.device), **{**asdict(plan), "micro_batch": loop.micro_batch})
+    return loop
+
+
+def _train_and_save(
+    prepared: Prepared, context: RunContext, loop: TrainingLoop, picture: MakePicture, started: float
+) -> TrainedModel:
+    """Take the steps, saving states on the way; save the LoRA at the end, and where the run is cut short."""
+    job, config, is_first = prepared.job, prepared.job.config, context.ranks.is_first
+    every = config.save_state_every or max(1, config.steps // CHECKPOINTS)
+    growth: dict[str, float] = {}
+    try:
+        for report in loop.steps():
+            context.emit("step", **asdict(report))
+            is_last = report.step == config.steps
+            if report.step % every == 0 or is_last:
+                growth = _checkpoint(prepared, context, loop)
+            if is_first and config.sample_every and report.step % config.sample_every == 0 and not is_last:
+                so_far = TrainedModel(job, loop.learner.network, context.device, growth)
+                _try_picture(picture, so_far, report.step, context)
+    except (Stopped, Exception) as error:
+        is_known = isinstance(error, Stopped | NonFinite) or devices.is_out_of_memory(error)
+        if is_known and loop.progress.step and loop.learner.is_whole and is_first:
+            _save_state(prepared, context, loop)
+            save_result(job, context, loop, started)
+        raise
+    growth = growth or loop.loss_growth()  # a run resumed after its last step; needs the cache
+    if is_first:
+        save_result(job, context, loop, started)
+        save_merged(job, context, loop)
+    context.ranks.wait()  # others may still read
+    if not config.keep_cache:
+        context.run_dir.remove_cache()  # every machine has its own
+    return TrainedModel(job, loop.learner.network, context.device, growth)
+
+
+def _save_state(prepared: Prepared, context: RunContext, loop: TrainingLoop) -> None:
+    state = {**loop.state(), "run": prepared.record}
+    context.run_dir.save_state(loop.progress.step, state, keep=prepared.job.config.keep_states)
+
+
+def _checkpoint(prepared: Prepared, context: RunContext, loop: TrainingLoop) -> dict[str, float]:
+    """Save the state, and measure whether unlearning carries over to sensitive images that are held out."""
+    growth = loop.loss_growth()
+    if context.ranks.is_first:
+        _save_state(prepared, context, loop)
+    context.emit("checkpoint", step=loop.progress.step, of=prepared.job.config.steps, rises=growth)
+    return growth
+
+
+def _try_picture(picture: MakePicture, so_far: TrainedModel, step: int, context: RunContext) -> None:
     try:
         picture(so_far, step)
     except Exception as error:  # a picture is never worth a run
-        emit("warning", message=f"no picture at step {step}: {error}")
+        context.warn(f"no picture at step {step}: {error}")

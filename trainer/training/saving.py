@@ -12,51 +12,37 @@ from .. import __version__
 from ..builtin import BUILTIN
 from ..config.train_config import TrainConfig
 from ..data.folders import Folders
+from ..data.job import TrainingJob
 from ..memory.memory_plan import DTYPES
-from ..models import base_model, lora, lora_file, merge
-from ..models.base_model import Base
+from ..models import base_model, lora_file, merge
+from ..reporting.run_context import RunContext
 from ..reporting.run_dir import RunDir
-from .training_loop import StepReport, TrainingLoop
+from .training_loop import TrainingLoop
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def result_path(config: TrainConfig, base: Base, run_dir: RunDir) -> Path:
+def result_path(job: TrainingJob, run_dir: RunDir) -> Path:
     """Where the result lies: a file, but for a whole model whose base is a diffusers folder."""
-    is_folder = config.network == "full" and not base.is_file
+    is_folder = job.config.network == "full" and not job.base.is_file
     return run_dir.lora.with_name(f"{run_dir.name}-model") if is_folder else run_dir.lora
 
 
-def save_result(
-    config: TrainConfig,
-    base: Base,
-    folders: Folders,
-    run_dir: RunDir,
-    loop: TrainingLoop,
-    last: StepReport | None,
-    started: float,
-) -> None:
-    """The LoRA of the last finished step; with --network full the whole model: a file like base's, or a folder."""
-    if config.network == "full":
-        change = merge.of_network(loop.learner.network.weights(loop.learner.unet))
-        _save_model(config, base, result_path(config, base, run_dir), change)
-    else:
-        save_lora(config, base, folders, run_dir, loop, last, started)
-
-
-def save_lora(
-    config: TrainConfig,
-    base: Base,
-    folders: Folders,
-    run_dir: RunDir,
-    loop: TrainingLoop,
-    last: StepReport | None,
-    started: float,
-) -> None:
-    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images.
+def save_result(job: TrainingJob, context: RunContext, loop: TrainingLoop, started: float) -> None:
+    """Save what was trained: the LoRA of the last finished step; with --network full the whole model.
 
     Args: started: when this process began to train, in seconds since 1970.
     """
+    if job.config.network == "full":
+        change = merge.of_network(loop.learner.network.weights())
+        _save_model(job, result_path(job, context.run_dir), change)
+    else:
+        _save_lora(job, context.run_dir, loop, started)
+
+
+def _save_lora(job: TrainingJob, run_dir: RunDir, loop: TrainingLoop, started: float) -> None:
+    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
+    config, base, folders = job.config, job.base, job.folders
     standard = lora_file.standard_metadata(
         name=run_dir.name,
         rank=config.rank,
@@ -65,7 +51,7 @@ def save_lora(
         base_name="pu-unlearn miniature" if config.base == BUILTIN else base.path.name,
         base_hash=base_model.part_hash(base, "unet"),
         finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        prediction_type=loop.prediction_type,
+        prediction_type=loop.denoiser.schedule.prediction_type,
         clip_skip=config.clip_skip,
     )
     captions = ([s.caption for s in kind] for kind in (folders.unlabeled, folders.sensitive))
@@ -77,30 +63,32 @@ def save_lora(
         "pu_prior": str(config.prior),
         "pu_steps": str(loop.progress.step),
         "pu_base_error": json.dumps(None if loop.scale.base_error is None else loop.scale.base_error.tolist()),
-        "pu_risks": json.dumps(_finite(asdict(last)) if last else None),
+        "pu_risks": json.dumps(_finite(asdict(loop.last)) if loop.last else None),
         "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
     }
     tensors = lora_file.to_kohya(
-        lora.weights(loop.learner.unet), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
+        loop.learner.network.weights(), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
     )
     lora_file.save(run_dir.lora, tensors, {**standard, **images, **own})
 
 
-def save_merged(config: TrainConfig, base: Base, run_dir: RunDir, loop: TrainingLoop) -> None:
-    """What --save-merged asks for, beside the LoRA."""
+def save_merged(job: TrainingJob, context: RunContext, loop: TrainingLoop) -> None:
+    """Save the base model with the LoRA merged in, where --save-merged asks for it."""
+    config = job.config
     if config.save_merged == "no":
         return
-    change = merge.of_lora(lora.weights(loop.learner.unet), scale=config.effective_alpha / config.rank)
+    change = merge.of_lora(loop.learner.network.weights(), scale=config.effective_alpha / config.rank)
     suffix = ".safetensors" if config.save_merged == "checkpoint" else ""
-    _save_model(config, base, run_dir.lora.with_name(f"{run_dir.name}-merged{suffix}"), change)
+    target = context.run_dir.lora.with_name(f"{context.run_dir.name}-merged{suffix}")
+    _save_model(job, target, change)
 
 
-def _save_model(config: TrainConfig, base: Base, target: Path, change: merge.Change) -> None:
+def _save_model(job: TrainingJob, target: Path, change: merge.Change) -> None:
     """A checkpoint file where target is to be one, else a diffusers folder."""
     if target.suffix == ".safetensors":
-        merge.save_checkpoint(base, target, change)
+        merge.save_checkpoint(job.base, target, change)
     else:
-        merge.save_folder(base, target, change, dtype=DTYPES[config.save_precision])
+        merge.save_folder(job.base, target, change, dtype=DTYPES[job.config.save_precision])
 
 
 def _public_config(config: TrainConfig) -> dict[str, Any]:

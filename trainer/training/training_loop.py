@@ -1,25 +1,24 @@
-"""Phase 2: the training loop. `Loop.steps` yields a report after each step; the caller logs, saves and samples."""
+"""The training loop: `TrainingLoop.steps` yields a report after each step; the caller logs, saves and samples."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from ..common.distributed import Ranks
 from ..common.errors import NonFinite, Stopped
 from ..config.train_config import TrainConfig
 from ..data import sampler
 from ..data.folders import Folders
 from ..data.images import PLAIN
-from ..data.latent_cache import Encoded
 from ..data.sampler import TrainingSample
 from ..memory import devices
-from ..memory.memory_plan import DTYPES, MemoryPlan
+from ..memory.memory_plan import MemoryPlan
 from ..objective import pu_loss, step_gradient
 from ..objective.temperature import LossScale, min_snr_weight
+from ..reporting.run_context import RunContext
 from .denoiser import Denoiser, calibrate, probe
 from .learner import Learner
 from .optimizers import lr_factor
@@ -62,48 +61,29 @@ class TrainingLoop:
         self,
         config: TrainConfig,
         folders: Folders,
-        encoded: Encoded,
         learner: Learner,
-        noise: tuple[torch.Tensor, str],
-        switches: MemoryPlan,
-        *,
-        device: torch.device,
-        ranks: Ranks,
-        check: Callable[[], None],
-        is_from_scratch: bool = False,
+        denoiser: Denoiser,
+        plan: MemoryPlan,
+        context: RunContext,
     ) -> None:
-        """Args: noise: (alphas_cumprod [timesteps], prediction type). is_from_scratch: there is no base to measure."""
-        self.config, self.folders, self.ranks, self.device = config, folders, ranks, device
-        self.switches, self.micro_batch, self.learner = switches, switches.micro_batch, learner
-        self.is_from_scratch = is_from_scratch
-        signal, self.prediction_type = noise
-        self.denoiser = Denoiser(
-            learner.unet,
-            DTYPES[switches.precision],
-            encoded,
-            signal,
-            self.prediction_type,
-            config.seed,
-            device,
-            learner.accelerator.autocast,
-            check if ranks.world == 1 else lambda: None,
-        )
-        self.check = check
+        self.config, self.folders, self.context = config, folders, context
+        self.learner, self.denoiser, self.micro_batch = learner, denoiser, plan.micro_batch
         self.batches = sampler.batches(config, folders)
         sizes = config.batch_unlabeled, config.batch_sensitive
         self.weights = pu_loss.Weights(config.objective, config.prior, *sizes)
         self.progress = Progress()
         self.scale: LossScale | None = None
         self.first_probe: dict[str, float] = {}
+        self.last: StepReport | None = None
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # timesteps and errors of this step's unlabeled
 
     def prepare(self) -> None:
-        """Settle the micro-batch, and measure the base model once: calibration and the probes' starting point."""
-        if self.config.micro_batch == "auto" and self.device.type == "cuda":
+        """Choose the micro-batch, and measure the base model once: calibration and the probes' starting point."""
+        if self.config.micro_batch == "auto" and self.context.device.type == "cuda":
             self.micro_batch = devices.largest_that_fits(self.micro_batch, self._attempt)
         if self.scale is not None:
             return
-        with self.learner.network.disabled(self.learner.unet):
+        with self.learner.network.disabled():
             self.scale = self._measure_scale()
             self.first_probe = self._probes()
 
@@ -119,7 +99,7 @@ class TrainingLoop:
             samples_per_bin=config.calibration_samples,
             micro_batch=self.micro_batch,
         )
-        return LossScale(config.temperature_mode, config.temperature, base_error, len(self.denoiser.signal))
+        return LossScale(config.temperature_mode, config.temperature, base_error, self.denoiser.schedule.timesteps)
 
     def _attempt(self, n: int) -> None:
         size = lambda sample: self.denoiser.encoded.latents(sample.path, PLAIN).numel()  # noqa: E731
@@ -132,12 +112,12 @@ class TrainingLoop:
 
     def _probes(self) -> dict[str, float]:
         """Loss on sensitive images: those trained on, and those held out."""
-        piles = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
+        kinds = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
         more = {"caption": self.folders.unlabeled[0].caption, "n": PROBE_SAMPLES, "micro_batch": self.micro_batch}
-        return {k: probe(self.denoiser, self.scale, pile, **more) for k, pile in piles.items() if pile}
+        return {k: probe(self.denoiser, self.scale, samples, **more) for k, samples in kinds.items() if samples}
 
-    def rises(self) -> dict[str, float]:
-        """By how much the loss on sensitive images has grown since the start, as a factor."""
+    def loss_growth(self) -> dict[str, float]:
+        """Measure by what factor the loss on sensitive images has grown since the start: "trained", "held_out"."""
         return {k: v / self.first_probe[k] for k, v in self._probes().items()}
 
     def steps(self) -> Iterator[StepReport]:
@@ -159,7 +139,7 @@ class TrainingLoop:
                 assumed_sign=self.progress.sign,
                 micro_batch=self.micro_batch,
                 backward=self.learner.accelerator.backward,
-                ranks=self.ranks,
+                ranks=self.context.ranks,
             )
             lr = self.config.lr * lr_factor(step, steps=self.config.steps, warmup_steps=self.config.warmup_steps)
             grad_norm = self.learner.clip()
@@ -168,9 +148,10 @@ class TrainingLoop:
                 continue
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
             self.progress = Progress(step + 1, outcome.sign, flips)
-            if self.is_from_scratch:
+            if self.learner.network.is_from_scratch:
                 self.scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
-            yield self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
+            self.last = self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
+            yield self.last
 
     def _sensitive(self, step: int) -> list[TrainingSample]:
         return [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
@@ -180,21 +161,22 @@ class TrainingLoop:
 
         Alone, the denoiser asks before each micro-batch; here that would leave the others waiting for a sum.
         """
-        if self.ranks.world == 1:
+        if self.context.ranks.world == 1:
             return
         try:
-            self.check()
+            self.context.check()
             asked = False
         except Stopped:
             asked = True
-        if self.ranks.any(asked, self.device):
+        if self.context.ranks.any(asked, self.context.device):
             raise Stopped
 
     def _losses(self, draws: Sequence[TrainingSample], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         errors, t, elements = self.denoiser.errors(draws, step)
         if draws[0].position < self.config.batch_unlabeled:
             self._seen.append((t, (errors / elements).detach()))
-        factor = min_snr_weight(t, self.denoiser.signal, self.config.min_snr_gamma, self.prediction_type)
+        schedule = self.denoiser.schedule
+        factor = min_snr_weight(schedule.snr(t), self.config.min_snr_gamma, schedule.prediction_type)
         return self.scale.losses(errors, t, elements), factor
 
     def _check_finite(self, step: int, risks: pu_loss.Risks, grad_norm: float) -> None:
@@ -229,7 +211,7 @@ class TrainingLoop:
             lr=lr,
             grad_norm=grad_norm,
             s_per_step=s_per_step,
-            peak_mib=devices.peak_mib(self.device),
+            peak_mib=devices.peak_mib(self.context.device),
         )
 
     def state(self) -> dict[str, Any]:
@@ -242,9 +224,9 @@ class TrainingLoop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue where `state` was taken."""
         self.progress = Progress(**state["progress"])
         self.learner.restore(state)
         self.first_probe = state["first_probe"]
         mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
-        self.scale = LossScale(mode, self.config.temperature, state["base_error"], len(self.denoiser.signal))
+        self.scale = LossScale(mode, self.config.temperature, state["base_error"], self.denoiser.schedule.timesteps)

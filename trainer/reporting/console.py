@@ -1,19 +1,15 @@
 """What a run says while it goes: events.jsonl, JSON lines on stdout, and a line and a progress bar for people."""
 
-import contextlib
-import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..common.interrupts import stoppable
+from ..common.events import event_line, event_record
 from .run_dir import RunDir
 
-VERSION = 1
 PHASES = {
     "keep": "making pictures of what must stay",
     "prior": "estimating how many of the unlabeled images are sensitive",
@@ -22,37 +18,6 @@ PHASES = {
     "calibrate": "measuring the base model's error",
     "pictures": "making pictures",
 }
-Progress = Callable[[str, int, int], None]  # (what, done, of); raises Stopped once the user asked for it
-
-
-@contextlib.contextmanager
-def watched(name: str, *, unit: str, events: bool) -> Iterator[Progress]:
-    """A command other than training: a progress bar, or with `events` a JSON line each time something is done."""
-    told = None
-    with stoppable() as check, tqdm(unit=unit, dynamic_ncols=True, disable=events) as bar:
-
-        def progress(what: str, done: int, of: int) -> None:
-            nonlocal told
-            check()
-            if told == (what, done, of):
-                return
-            told = (what, done, of)
-            if events:
-                event = {"v": VERSION, "event": "phase", "name": name, "what": what, "done": done, "total": of}
-                print(json.dumps(event), flush=True)
-            bar.desc, bar.total, bar.n = what, of, done
-            bar.refresh()
-
-        yield progress
-
-
-def answer(lines: Sequence[str], *, events: bool, **event: Any) -> None:
-    """A command's result: sentences for people, or one JSON line that holds them as text."""
-    if events:
-        record = {"v": VERSION, **event, "text": "\n".join(lines)}
-        print(json.dumps(record, ensure_ascii=False), flush=True)
-    else:
-        print("\n".join(lines))
 
 
 class Console:
@@ -68,14 +33,13 @@ class Console:
         self.phase = ""
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Record one event. nan and infinity become null, which JSON has and they have not."""
+        """Record one event, print it where JSON lines were asked for, and show it."""
         if self.is_silent:
             return
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
-        record = {"v": VERSION, "event": event, **clean}
+        record = event_record(event, **fields)
         self.run_dir.append_event(record)
         if self.jsonl:
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            print(event_line(record), flush=True)
         show = getattr(self, f"_{event}", None)
         if show:
             show(fields)

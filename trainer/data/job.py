@@ -1,0 +1,21 @@
+"""What is learned: settings, base model and images, which travel together through a run."""
+
+from dataclasses import dataclass
+
+from ..config.train_config import TrainConfig
+from ..models.base_model import Base
+from .folders import Folders
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is learned. Replaced, never changed: an estimated prior makes a new job."""
+
+    config: TrainConfig
+    base: Base
+    folders: Folders
+
+    @property
+    def picture_prompt(self) -> str:
+        """The prompt of the run's own pictures: --prompt, or the first caption where every image has its own."""
+        return self.config.prompt or self.folders.unlabeled[0].caption

@@ -1,4 +1,4 @@
-"""Phase 1: images and captions -> latents and text states on disk. The VAE, then the text encoder, each freed again."""
+"""Encode images and captions to latents and text states on disk: first the VAE, then the text encoder, each freed."""
 
 import gc
 import hashlib
@@ -49,18 +49,18 @@ class Store:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What phase 2 reads: latents by (image, view), text states by caption."""
+    """What training reads: latents by (image, view), text states by caption."""
 
     store: Store
     latent_keys: dict[tuple[Path, View], str]
     text_keys: dict[str, str]
 
     def latents(self, path: Path, view: View) -> Tensor:
-        """[4, height / 8, width / 8] fp32, scaled as the U-Net wants them."""
+        """Return an image's latents [4, height / 8, width / 8] fp32, scaled as the U-Net expects them."""
         return self.store.get(self.latent_keys[path, view])
 
     def text(self, caption: str) -> Tensor:
-        """[77, width] fp32."""
+        """Return a caption's text states [77, width] fp32."""
         return self.store.get(self.text_keys[caption])
 
 
@@ -140,7 +140,7 @@ class LatentCache:
 
 
 def _shares(ranks: Ranks, store: Store, items: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What this rank is to encode: first its share of what is missing, then what other machines keep on their disks."""
+    """Yield what this rank has to encode: its share of the missing items, then those on other machines' disks."""
     missing = [key for key in items if store.get(key) is None]
     ranks.wait()  # all have looked before anyone writes
     if mine := ranks.share(missing):
@@ -155,7 +155,7 @@ def _key(*parts: object) -> str:
 
 
 def _alike(items: list, size_of: Callable[[Any], tuple[int, int]]) -> Iterator[list]:
-    """Runs of items of one size, as many at once as PIXELS_AT_ONCE allows. Args: items: sorted by size."""
+    """Group items of one size, as many as PIXELS_AT_ONCE allows. Args: items: sorted by size."""
     for (width, height), group in itertools.groupby(items, size_of):
         same = list(group)
         count = max(1, PIXELS_AT_ONCE // (width * height))

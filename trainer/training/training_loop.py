@@ -47,7 +47,7 @@ class StepReport:
 
 @dataclass
 class Progress:
-    """What changes from step to step and must survive a resume."""
+    """The position in the run: what changes from step to step and must survive a resume."""
 
     step: int = 0
     sign: int = 1
@@ -55,7 +55,7 @@ class Progress:
 
 
 class TrainingLoop:
-    """Owns phase 2: what learns, from which batches, against which scale, and the position in the run."""
+    """Takes the training steps: network, batches, loss scale, and the position in the run."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class TrainingLoop:
             parameter.grad = None
 
     def _probes(self) -> dict[str, float]:
-        """Loss on sensitive images: those trained on, and those held out."""
+        """Measure the loss on sensitive images: those trained on, and those held out."""
         kinds = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
         more = {"caption": self.folders.unlabeled[0].caption, "n": PROBE_SAMPLES, "micro_batch": self.micro_batch}
         return {k: probe(self.denoiser, self.scale, samples, **more) for k, samples in kinds.items() if samples}
@@ -157,7 +157,7 @@ class TrainingLoop:
         return [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
 
     def _stop_together(self) -> None:
-        """Among several processes: stop between two steps, all of them, as soon as one was asked to.
+        """Stop all processes between two steps as soon as one was asked to stop.
 
         Alone, the denoiser asks before each micro-batch; here that would leave the others waiting for a sum.
         """
@@ -180,7 +180,7 @@ class TrainingLoop:
         return self.scale.losses(errors, t, elements), factor
 
     def _check_finite(self, step: int, risks: pu_loss.Risks, grad_norm: float) -> None:
-        """Raises: NonFinite, before the optimizer sees it. An fp16 overflow counts only where nothing is scaled."""
+        """Raise NonFinite before the optimizer step. An fp16 overflow counts only if the scaler cannot fix it."""
         advice = "The step was not taken. Try a lower --lr or --temperature, or --precision fp32."
         if not math.isfinite(risks.objective):
             culprit = self._find_culprit(step) or f"loss {risks.objective}"
@@ -190,7 +190,7 @@ class TrainingLoop:
 
     @torch.no_grad()
     def _find_culprit(self, step: int) -> str | None:
-        """Which sample's error is not finite, looked for one by one: only once something is wrong."""
+        """Find the sample whose error is not finite, one by one: only called after a non-finite loss."""
         for draw in [*self.batches.unlabeled(step), *self._sensitive(step)]:
             errors, t, _ = self.denoiser.errors([draw], step)
             if not errors.isfinite().all():
@@ -215,7 +215,7 @@ class TrainingLoop:
         )
 
     def state(self) -> dict[str, Any]:
-        """Nested dict of tensors and JSON values that `restore` takes back."""
+        """Return a nested dict of tensors and JSON values that `restore` takes back."""
         return {
             "progress": asdict(self.progress),
             **self.learner.state(),

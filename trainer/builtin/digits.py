@@ -71,7 +71,7 @@ def choose(n_unlabeled: int, n_sensitive: int, *, normal_only: bool = False) -> 
     hidden = odd[:0] if normal_only else odd[:n_hidden]
     mixture = np.random.default_rng(0).permutation(np.concatenate([even[:n_even], hidden]))
     labeled = odd[n_hidden : n_hidden + n_sensitive]
-    return tuple(Digits(pool.images[i], pool.labels[i]) for i in (mixture, labeled))
+    return Digits(pool.images[mixture], pool.labels[mixture]), Digits(pool.images[labeled], pool.labels[labeled])
 
 
 def _round_robin(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:

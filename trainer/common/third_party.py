@@ -34,7 +34,7 @@ def torch_without_cuda() -> str | None:
     Returns: what to do about it, or None.
     """
     spec = find_spec("torch")
-    if spec is None or which("nvidia-smi") is None:
+    if spec is None or spec.origin is None or which("nvidia-smi") is None:
         return None
     text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     if "cuda: Optional[str] = None" not in text and "cuda = None" not in text:

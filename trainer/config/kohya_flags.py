@@ -208,7 +208,7 @@ def _following(flag: str, rest: list[str]) -> str | bool | None:
     if ANYWAY.get(flag) == "true" or MEANS.get(flag, (flag, None))[1] is not None:
         return True
     most = 1 if flag in MEANS or flag in VALUES else len(rest)  # of what is refused, all values go
-    values = []
+    values: list[str] = []
     while rest and len(values) < most and not rest[0].startswith("--"):
         values.append(rest.pop(0))
     return " ".join(values) if values else None

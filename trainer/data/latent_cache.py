@@ -1,8 +1,10 @@
 """Encode images and captions to latents and text states on disk: first the VAE, then the text encoder, each freed."""
 
+import errno
 import gc
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,13 @@ class Store:
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
 
+    def require(self, key: str) -> Tensor:
+        """Read a tensor that was encoded. Raises: FileNotFoundError if it has been removed or damaged since."""
+        value = self.get(key)
+        if value is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path(key)))
+        return value
+
     def put(self, key: str, value: Tensor) -> None:
         with replacing(self.path(key), durable=False) as temporary:
             save_file({"value": value.contiguous()}, temporary)
@@ -57,11 +66,11 @@ class Encoded:
 
     def latents(self, path: Path, view: View) -> Tensor:
         """Return an image's latents [4, height / 8, width / 8] fp32, scaled as the U-Net expects them."""
-        return self.store.get(self.latent_keys[path, view])
+        return self.store.require(self.latent_keys[path, view])
 
     def text(self, caption: str) -> Tensor:
         """Return a caption's text states [77, width] fp32."""
-        return self.store.get(self.text_keys[caption])
+        return self.store.require(self.text_keys[caption])
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class LatentCache:
 
     @torch.no_grad()
     def _encode_images(self, missing: dict, sizes: dict, store: Store, progress: Progress) -> None:
-        vae = base_model.load_vae(self.base, torch.float32).to(self.device)
+        vae: Any = base_model.load_vae(self.base, torch.float32).to(self.device)
         done = 0
         by_size = sorted(missing.items(), key=lambda entry: sizes[entry[1][0]])
         for batch in _alike(by_size, lambda entry: sizes[entry[1][0]]):

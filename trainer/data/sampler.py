@@ -18,7 +18,7 @@ class TrainingSample:
 
     position: int  # in the step's batch: with seed and step it decides noise and timestep
     sample: Sample
-    caption: str
+    caption: str | None
     view: View = PLAIN
 
 

@@ -112,12 +112,14 @@ def predict_vae(vae: dict[str, Any], height_px: int, width_px: int) -> tuple[flo
     from diffusers import AutoencoderKL
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), quiet():
-        model = AutoencoderKL.from_config(vae).eval()
+        model: Any = AutoencoderKL.from_config(vae)
+        model.eval()
         passes = {
             model.encode: torch.empty(1, 3, height_px, width_px),
             model.decode: torch.empty(1, vae["latent_channels"], height_px // 8, width_px // 8),
         }
-        return tuple(_peak_mib(model, call, value) for call, value in passes.items())
+        encoding, decoding = (_peak_mib(model, call, value) for call, value in passes.items())
+        return encoding, decoding
 
 
 def _peak_mib(model: nn.Module, call: Callable[[Tensor], Any], value: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class MemoryPlan:
         return DTYPES[self.precision if self.weights == "fp8" else self.weights]
 
 
-def checkpoint_units(unet: nn.Module) -> list[nn.Module]:
+def checkpoint_units(unet: Any) -> list[Any]:
     """List the parts that can be recomputed on their own, those first that free most memory for the least arithmetic.
 
     A unit is a transformer or the resnets of one block. Activations grow with the area, arithmetic with the square of
@@ -43,7 +44,7 @@ def checkpoint_units(unet: nn.Module) -> list[nn.Module]:
     return [unit for _, unit in sorted(found, key=lambda pair: pair[0])]
 
 
-def _by_depth(unet: nn.Module) -> list[tuple[int, list[nn.Module]]]:
+def _by_depth(unet: Any) -> list[tuple[int, list[Any]]]:
     """Group blocks by how often the picture was halved before them."""
     down, up = list(unet.down_blocks), list(unet.up_blocks)
     last = len(down) - 1
@@ -51,7 +52,7 @@ def _by_depth(unet: nn.Module) -> list[tuple[int, list[nn.Module]]]:
     return [*pairs, (last, [unet.mid_block])]
 
 
-def offload_blocks(unet: nn.Module) -> list[nn.Module]:
+def offload_blocks(unet: Any) -> list[Any]:
     """List blocks in the order in which they are offloaded: those first that hold most weight and are used at low
     resolution, where the copy of a weight costs least beside the arithmetic."""
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
@@ -59,7 +60,7 @@ def offload_blocks(unet: nn.Module) -> list[nn.Module]:
 
 
 def apply_plan(
-    unet: nn.Module,
+    unet: Any,
     plan: MemoryPlan,
     *,
     device: torch.device,
@@ -91,7 +92,7 @@ def apply_plan(
 
 
 def apply_plan_to_trained(
-    unet: nn.Module, plan: MemoryPlan, *, device: torch.device, warn: Callable[[str], None] = lambda text: None
+    unet: Any, plan: MemoryPlan, *, device: torch.device, warn: Callable[[str], None] = lambda text: None
 ) -> None:
     """Apply device, activation checkpointing and attention: the whole plan where every weight is trained."""
     unet.to(device)
@@ -100,14 +101,14 @@ def apply_plan_to_trained(
         _use_xformers(unet, device, DTYPES[plan.precision], warn)
 
 
-def _plain_norms(unet: nn.Module) -> None:
+def _plain_norms(unet: Any) -> None:
     """Run norms in the U-Net's own number format, as at inference; their sums are fp32 inside the kernel anyway.
 
     CUDA's autocast would make their outputs fp32, and everything that autograd keeps of them twice as large.
     """
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            module.forward = _without_autocast(module.forward)
+            module.forward = _without_autocast(module.forward)  # type: ignore[method-assign]  # on this module only
 
 
 def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -118,7 +119,7 @@ def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
     return call
 
 
-def _set_checkpointing(unet: nn.Module, count: int) -> None:
+def _set_checkpointing(unet: Any, count: int) -> None:
     if not count:
         unet.disable_gradient_checkpointing()
         return
@@ -127,7 +128,7 @@ def _set_checkpointing(unet: nn.Module, count: int) -> None:
         unit.gradient_checkpointing = False
 
 
-def _use_xformers(unet: nn.Module, device: torch.device, dtype: torch.dtype, warn: Callable[[str], None]) -> None:
+def _use_xformers(unet: Any, device: torch.device, dtype: torch.dtype, warn: Callable[[str], None]) -> None:
     """Switch to xformers if a forward and backward pass of it works here; otherwise stay with torch's own (sdpa)."""
     try:
         import xformers.ops

@@ -61,7 +61,6 @@ def choose(
             estimates[found] = predict(shape, found)
         return estimates[found].total <= budget_mib
 
-    last = None
     for tier in _tiers(shape, wanted, precision):
         if budget_mib == float("inf"):
             return tier[0], None
@@ -129,7 +128,7 @@ def advice(config: TrainConfig, base: Base, events: Sequence[Mapping[str, Any]])
     after = {words: predict(shape, found).total for words, found in savings.items() if found != now}
     if not after or min(after.values()) > 0.99 * before:
         return "Every saving is on: a smaller --resolution or --rank is left."
-    best = min(after, key=after.get)
+    best = min(after, key=lambda words: after[words])
     return f"Largest saving still off: {best} (predicted peak {after[best]:.0f} instead of {before:.0f} MiB)."
 
 

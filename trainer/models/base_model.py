@@ -157,7 +157,7 @@ def load_unet(base: Base, dtype: torch.dtype) -> torch.nn.Module:
     return _load(UNet2DConditionModel, _place(base, "unet"), "unet", dtype)
 
 
-def _load(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
+def _load(kind: Any, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
     """Load a diffusers model from its folder or from a single file, frozen."""
     with quiet():
         try:
@@ -169,7 +169,7 @@ def _load(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Mo
     return found.requires_grad_(False).eval()
 
 
-def _from_folder(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
+def _from_folder(kind: Any, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
     """Load from a folder. Returns: (model, names of missing weights, which diffusers leaves random)."""
     variant = "fp16" if weights_file(place, WEIGHTS[part]).name.endswith(".fp16.safetensors") else None
     how = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
@@ -177,7 +177,7 @@ def _from_folder(kind: type, place: Path, part: str, dtype: torch.dtype) -> tupl
     return model, sorted(info["missing_keys"])
 
 
-def _from_file(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
+def _from_file(kind: Any, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
     state = single_file.tensors(place, part)
     config = single_file.part_config(single_file.shapes_of(state), part)
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +194,7 @@ def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Mod
     with quiet():
         words = TOKENIZER if base.is_file else base.path / "tokenizer"
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
-        encoder = CLIPTextModel(CLIPTextConfig.from_dict(part_config(base, "text_encoder")))
+        encoder: Any = CLIPTextModel(CLIPTextConfig.from_dict(part_config(base, "text_encoder")))
     wanted = {name: value.shape for name, value in encoder.state_dict().items() if not name.endswith("position_ids")}
     state = single_file.clip_state(single_file.tensors(file, "text_encoder"), set(wanted))
     if misfits := [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]:
@@ -232,7 +232,7 @@ def load_noise_schedule(base: Base) -> NoiseSchedule:
     )
 
 
-def text_states(tokenizer: Any, encoder: torch.nn.Module, captions: Sequence[str], clip_skip: int) -> Tensor:
+def text_states(tokenizer: Any, encoder: Any, captions: Sequence[str], clip_skip: int) -> Tensor:
     """Encode captions as the U-Net reads them.
 
     Args: clip_skip: 1: the last layer's states; 2: those of the one before; …

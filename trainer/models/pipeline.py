@@ -25,7 +25,7 @@ def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
 
         unet = load_unet(base, torch.float32) if unet is None else unet
         tokenizer, encoder = load_text_encoder(base, torch.float32)
-        pipe = StableDiffusionPipeline(
+        pipe: Any = StableDiffusionPipeline(
             vae=load_vae(base, torch.float32),
             text_encoder=encoder,
             tokenizer=tokenizer,

@@ -133,12 +133,12 @@ def check_shapes(path: Path, shapes: Shapes, *, has_vae: bool) -> None:
         raise UserError(f"--base: {path} lacks the {' and the '.join(missing).replace('_', ' ')}{hint}")
     try:
         unet = unet_config(_part(shapes, "unet"))
-        text = text_config(_part(shapes, "text_encoder"))
+        text_encoder = text_config(_part(shapes, "text_encoder"))
         if not has_vae:
             vae_config(_part(shapes, "vae"))
     except (LookupError, TypeError, ValueError):  # each lacks something else
         raise UserError(f"--base: {path} has the keys of Stable Diffusion 1.x but lacks weights of it") from None
-    check_configs(path, unet, text)
+    check_configs(path, unet, text_encoder)
 
 
 def check_configs(path: Path, unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:

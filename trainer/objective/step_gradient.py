@@ -103,6 +103,6 @@ def _clear(parameters: Sequence[nn.Parameter]) -> None:
 
 def _take(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Move the gradients out of the parameters and return them."""
-    taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    taken: list[Tensor] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     _clear(parameters)
     return taken

@@ -47,7 +47,7 @@ class Denoiser:
             for d, x in zip(draws, latents, strict=True)
         ]
         t = torch.tensor([r[1] for r in random]) if t is None else t
-        found: list[Tensor] = [None] * len(draws)
+        found: list[Tensor] = [torch.empty(0)] * len(draws)
         for shape in dict.fromkeys(x.shape for x in latents):  # images of one shape go through the U-Net together
             alike = [i for i, x in enumerate(latents) if x.shape == shape]
             clean = torch.stack([latents[i] for i in alike])

@@ -11,7 +11,7 @@ import torch
 from ..common.errors import NonFinite, Stopped
 from ..config.train_config import TrainConfig
 from ..data import sampler
-from ..data.folders import Folders
+from ..data.folders import Folders, Sample
 from ..data.images import PLAIN
 from ..data.sampler import TrainingSample
 from ..memory import devices
@@ -70,9 +70,9 @@ class TrainingLoop:
         self.learner, self.denoiser, self.micro_batch = learner, denoiser, plan.micro_batch
         self.batches = sampler.batches(config, folders)
         sizes = config.batch_unlabeled, config.batch_sensitive
-        self.weights = pu_loss.Weights(config.objective, config.prior, *sizes)
+        self.weights = pu_loss.Weights(config.objective, float(config.prior), *sizes)  # "auto" is resolved by now
         self.progress = Progress()
-        self.scale: LossScale | None = None
+        self._scale: LossScale | None = None
         self.first_probe: dict[str, float] = {}
         self.last: StepReport | None = None
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # timesteps and errors of this step's unlabeled
@@ -81,11 +81,17 @@ class TrainingLoop:
         """Choose the micro-batch, and measure the base model once: calibration and the probes' starting point."""
         if self.config.micro_batch == "auto" and self.context.device.type == "cuda":
             self.micro_batch = devices.largest_that_fits(self.micro_batch, self._attempt)
-        if self.scale is not None:
+        if self._scale is not None:
             return
         with self.learner.network.disabled():
-            self.scale = self._measure_scale()
+            self._scale = self._measure_scale()
             self.first_probe = self._probes()
+
+    @property
+    def scale(self) -> LossScale:
+        """The loss scale; `prepare` measures it, `restore` reads it."""
+        assert self._scale is not None, "prepare or restore first"
+        return self._scale
 
     def _measure_scale(self) -> LossScale:
         config = self.config
@@ -102,7 +108,9 @@ class TrainingLoop:
         return LossScale(config.temperature_mode, config.temperature, base_error, self.denoiser.schedule.timesteps)
 
     def _attempt(self, n: int) -> None:
-        size = lambda sample: self.denoiser.encoded.latents(sample.path, PLAIN).numel()  # noqa: E731
+        def size(sample: Sample) -> int:
+            return self.denoiser.encoded.latents(sample.path, PLAIN).numel()
+
         largest = max((*self.folders.unlabeled, *self.folders.sensitive), key=size)
         draws = [TrainingSample(0, largest, self.folders.unlabeled[0].caption)] * n
         errors, _, _ = self.denoiser.errors(draws, 0)
@@ -113,8 +121,12 @@ class TrainingLoop:
     def _probes(self) -> dict[str, float]:
         """Measure the loss on sensitive images: those trained on, and those held out."""
         kinds = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
-        more = {"caption": self.folders.unlabeled[0].caption, "n": PROBE_SAMPLES, "micro_batch": self.micro_batch}
-        return {k: probe(self.denoiser, self.scale, samples, **more) for k, samples in kinds.items() if samples}
+        caption, n = self.folders.unlabeled[0].caption or "", PROBE_SAMPLES
+        return {
+            kind: probe(self.denoiser, self.scale, samples, caption, n=n, micro_batch=self.micro_batch)
+            for kind, samples in kinds.items()
+            if samples
+        }
 
     def loss_growth(self) -> dict[str, float]:
         """Measure by what factor the loss on sensitive images has grown since the start: "trained", "held_out"."""
@@ -149,7 +161,7 @@ class TrainingLoop:
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
             self.progress = Progress(step + 1, outcome.sign, flips)
             if self.learner.network.is_from_scratch:
-                self.scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
+                self._scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
             self.last = self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
             yield self.last
 
@@ -229,4 +241,4 @@ class TrainingLoop:
         self.learner.restore(state)
         self.first_probe = state["first_probe"]
         mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
-        self.scale = LossScale(mode, self.config.temperature, state["base_error"], self.denoiser.schedule.timesteps)
+        self._scale = LossScale(mode, self.config.temperature, state["base_error"], self.denoiser.schedule.timesteps)

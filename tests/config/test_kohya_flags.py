@@ -104,7 +104,7 @@ def test_the_table_holds_exactly_the_accepted_flags():
 
 def test_every_flag_of_kohyas_is_answered():
     assert len(KOHYAS.split()) > 190
-    known = {name.replace("-", "_") for name in FLAGS} | TrainConfig.model_fields.keys() | kohya_flags.FLAGS
+    known = RunOptions.model_fields.keys() | TrainConfig.model_fields.keys() | kohya_flags.FLAGS
     assert set(KOHYAS.split()) <= known
 
 

@@ -1,8 +1,8 @@
 """The `bench` command: seconds and peak memory of a training step on the exact shape of Stable Diffusion 1.5.
 
 Weights are random, which changes neither time nor memory. Each setting's line shows the seconds of a step by phase, and
-its predicted and measured peak. With --yardstick, diffusers' plain LoRA recipe (U-Net, peft, AdamW; no PU) runs the same
-number of samples in the same process, in pairs of alternating order.
+its predicted and measured peak. With --yardstick, diffusers' plain LoRA recipe (U-Net, peft, AdamW; no PU) runs the
+same number of samples in the same process, in pairs of alternating order.
 """
 
 from __future__ import annotations

@@ -100,6 +100,7 @@ def _rates(evaluation: Evaluation) -> dict[str, Any]:
         "rates": rates,
         "ceiling": ceiling,
         "rate_rows": [_row(kind, rate) for kind, rate in {**rates, "real normal images": ceiling}.items()],
+        "class_head": ("pictures of", *after.per_class),
         "class_rows": [(kind, *rate.per_class.values()) for kind, rate in rates.items()],
         "distances": [(kind, f"{rate.frechet:.1f}") for kind, rate in rates.items() if rate.frechet is not None],
     }

@@ -125,8 +125,13 @@ def check() -> None:
 
 
 def make_room() -> None:
-    """Take ComfyUI's models off the card: the trainer is a process of its own and needs it."""
+    """Take ComfyUI's models off the card: the trainer is a process of its own and needs it.
+
+    Raises: TrainerError before anything is taken off, if the trainer's packages are not installed.
+    """
     import comfy.model_management
+
+    launch.python(is_checked=True)
 
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()

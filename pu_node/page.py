@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -22,14 +21,14 @@ FIRST = [name for row in ROWS for name in row]
 LABELS = {"lr": "Learning rate", "min_snr_gamma": "Min-SNR gamma", "clip_skip": "CLIP skip"}
 CSS = (
     "<style>.pu-problem {color: #b3261e; font-size: 0.9em} .pu-status progress {width: 100%} "
-    ".pu-status pre {white-space: pre-wrap; margin: 0.3em 0}</style>"
+    ".pu-status pre, pre.pu-problem {white-space: pre-wrap; margin: 0.3em 0}</style>"
 )
 
 
 def build(job: Job) -> gr.Blocks:
     """The page. Args: job: what it starts and shows; it outlives the page."""
     with gr.Blocks(analytics_enabled=False, title="PU Unlearn") as blocks:
-        gr.HTML(CSS + _notice(page_host.missing()))
+        gr.HTML(CSS + _notice(page_host.advice()))
         with gr.Row():
             with gr.Column():
                 inputs, problems = _form(job)
@@ -63,15 +62,8 @@ def _common(button: gr.Button) -> dict[str, Any]:
     return found
 
 
-def _notice(missing: Sequence[str]) -> str:
-    if not missing:
-        return ""
-    found = html.escape("; ".join(missing))
-    return (
-        f"<p class='pu-problem'>Training needs an environment of its own here ({found}). "
-        "<code>python install.py</code> in this extension's folder says how to make it; "
-        "nothing of the webui changes.</p>"
-    )
+def _notice(advice: str) -> str:
+    return f"<pre class='pu-problem'>{html.escape(advice)}</pre>" if advice else ""
 
 
 def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:

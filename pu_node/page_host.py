@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from PIL import Image
 
 from . import launch, result_cache
 
-INSTALL = Path(__file__).resolve().parents[1] / "install.py"
 PREVIEW_PX = 512
 
 
@@ -31,11 +28,13 @@ class Host:
     device: str = "auto"  # what to train on
 
 
-def missing() -> list[str]:
-    """What the trainer lacks in the Python that would run it, as far as can be told without starting it."""
-    if launch.python() != sys.executable:
-        return []
-    return runpy.run_path(str(INSTALL))["findings"]()
+def advice() -> str:
+    """Return what to do where the trainer's packages are not installed, or nothing if they are."""
+    try:
+        launch.python()
+    except launch.TrainerError as error:
+        return str(error)
+    return ""
 
 
 def free_name(host: Host, name: str) -> str:

@@ -110,6 +110,7 @@ class Job:
 
     def _run(self, settings: dict[str, Any]) -> None:
         try:
+            launch.python(is_checked=True)  # before the webui's model is taken off the card
             with self.host.card(self._check):
                 self._tell(phase="starting the trainer")
                 for event in launch.follow(launch.command([], settings), self._check, grace_s=GRACE_S):

@@ -278,10 +278,8 @@ class Pip:
         files = sorted(wheels.iterdir())
         check_room(files, Path(sys.prefix) if str(self.python) == sys.executable else environment.OWN)
         say(f"installing {len(files)} packages")
-        run(
-            [*self.start, "install", "--quiet", "--no-index", "--no-deps", "--ignore-installed", "--no-user", *files],
-            "the installation failed",
-        )
+        words = ["install", "--quiet", "--no-index", "--find-links", wheels, "--no-deps", "--ignore-installed"]
+        run([*self.start, *words, "--no-user", *names], "the installation failed")
 
     def remove(self, names: Iterable[str]) -> None:
         if names := list(names):

@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 MARK = "made-by-install.txt"  # in an environment of ours: one without it is the user's and is never replaced
 SHARED = ("torch", "torchvision", "torchaudio", "triton", "triton-windows")  # never installed a second time
 TORCH_INDEX = "https://download.pytorch.org/whl/"
+SHOWN = 6  # packages named in a line of progress
 SPARE_BYTES = 200 * 2**20  # of disk that stay free
 NOT_FOR_PIP = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIRE_VIRTUALENV")  # where to install is ours
 QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_NO_COLOR": "1", "PIP_PROGRESS_BAR": "off"}
@@ -270,7 +271,7 @@ class Pip:
     def add(self, packages: Mapping[str, str], index: Sequence[str] = ()) -> None:
         """Download all, check the room on the disk, then install: what can fail fails before anything is written."""
         names = [f"{name}=={version}" for name, version in packages.items()]
-        shown = ", ".join(f"{name} {version}" for name, version in packages.items())
+        shown = ", ".join(list(names)[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         wheels = Path(tempfile.mkdtemp(dir=self.work))
         say(f"downloading {shown}" + (" (gigabytes)" if "torch" in packages else ""))
         words: list[str | Path] = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", wheels]

@@ -164,15 +164,18 @@ def ready() -> str | None:
 def run(command: Sequence[str | Path], what: str) -> str:
     """Run a program. Return what it printed. Raises: Failure with the reason in one line."""
     variables = {k: v for k, v in environment.child_variables().items() if k not in NOT_FOR_PIP}
-    done = subprocess.run(
-        [str(word) for word in command],
-        env={**variables, **QUIET},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            env={**variables, **QUIET},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError as error:
+        raise Failure(f"{what}: {error}") from None
     if done.returncode:
         raise Failure(f"{what}: {reason_of(done.stderr + done.stdout)}")
     return done.stdout
@@ -386,7 +389,9 @@ def create(pip: Path, work: Path) -> None:
         target = work / "virtualenv"
         words: list[str | Path] = ["install", "--quiet", "--no-user", "--target", target, "virtualenv"]
         run([*command, pip, *words], "virtualenv cannot be fetched")
-        code = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('virtualenv')"
+        code = (
+            "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('virtualenv', None, '__main__')"
+        )
         command += ["-c", code, target, "--no-seed", folder]
     run(command, f"{folder} cannot be made")
 

@@ -442,6 +442,8 @@ def test_a_program_that_fails_is_one_line(install):
     code = "import sys; print('ERROR: cannot do it', file=sys.stderr); print('hint: no', file=sys.stderr); sys.exit(1)"
     with pytest.raises(install.Failure, match=r"^the step: ERROR: cannot do it$"):
         install.run([sys.executable, "-c", code], "the step")
+    with pytest.raises(install.Failure, match=r"^the step: .*No such file"):
+        install.run(["/nowhere/python"], "the step")
 
 
 def test_the_import_check_imports_the_whole_trainer():

@@ -36,6 +36,7 @@ REASONS = (  # what pip and Python print -> what a person reads; the first that 
     ("Permission ?denied|PermissionError|Read-only file system|WinError 5", "no permission to write there"),
     ("NewConnectionError|ConnectionError|Max retries|name resolution|Read timed out|ProxyError|SSLError|dns error",
      "the package index cannot be reached; is this machine online?"),
+    ("from versions: none", "the package index cannot be reached or has no fitting build; is this machine online?"),
     ("externally-managed-environment", "the system's package manager looks after this Python"),
     ("ResolutionImpossible|conflicting dependencies|No matching distribution", "the requirements conflict"),
 )  # fmt: skip
@@ -323,6 +324,8 @@ def added_to_host(pip: Path, work: Path) -> bool:
         packages = host.resolve(environment.REQUIREMENTS, before)
         if changed := sorted(packages.keys() & before.keys()):
             raise Failure(f"{', '.join(changed)} would change")
+        if "torch" in packages:
+            raise Failure("it has no torch, and which build fits is not for this script to choose there")
         if packages:
             host.add(packages)
     except Failure as failure:

@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     if importlib.util.find_spec("gradio") is None:
         raise UserError('ui: the page needs gradio. Install it with: pip install "gradio>=3.41"')
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would tell its makers of every start
-    page, page_host, job = (_pack(name) for name in ("page", "page_host", "job"))
+    page, page_host, training_job = (_pack(name) for name in ("page", "page_host", "training_job"))
     output = options.output_dir.absolute()
     models = [folder.absolute() for folder in options.checkpoint_dir]
     host = page_host.Host(
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     )
     with tempfile.TemporaryDirectory() as empty:
         os.chdir(empty)  # gradio 3 serves whatever lies in the working directory
-        _serve(page.build(job.Job(host)), options.host, options.port)
+        _serve(page.build(training_job.Job(host)), options.host, options.port)
         os.chdir(output.anchor)
     return errors.DONE
 

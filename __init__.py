@@ -1,10 +1,10 @@
-"""ComfyUI's entry to the pack. Importing it does nothing: pytest imports it too, and ComfyUI's start stays quick."""
+"""Give ComfyUI the pack's nodes. Importing this module does nothing: pytest imports it too, and start-up stays fast."""
 
 WEB_DIRECTORY = "./pu_node/web"
 
 
 def comfy_entrypoint():
-    """Called by ComfyUI. Returns: the extension with its nodes."""
+    """Return the extension with its nodes; ComfyUI calls this."""
     try:
         from .pu_node.extension import PUUnlearnExtension
     except Exception:

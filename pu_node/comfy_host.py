@@ -1,8 +1,8 @@
-"""ComfyUI's folders, pictures and progress, in the few forms that the nodes need. Imported when a node runs."""
+"""Give the nodes ComfyUI's folders, pictures and progress. Imported when a node runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import launch
+from . import launch, widgets
 from .widgets import DEMO
 
 PREVIEW_PX = 512
 
 
 def output_root() -> Path:
-    """Where runs are kept, below ComfyUI's output folder."""
+    """Return the folder of all runs, below ComfyUI's output folder."""
     import folder_paths
 
     return Path(folder_paths.get_output_directory()) / "pu_unlearn"
 
 
 def lora_folder() -> Path:
-    """A folder that LoraLoader lists."""
+    """Return a folder whose files LoraLoader lists."""
     import folder_paths
 
     return Path(folder_paths.get_output_directory()) / "loras"
@@ -37,7 +37,7 @@ def input_folders() -> list[str]:
 
 
 def refusal(look: Callable[[], object]) -> bool | str:
-    """What a node's validate_inputs answers: True, or why the value is refused."""
+    """Return what a node's validate_inputs returns: True, or why the value is refused."""
     try:
         look()
     except ValueError as error:
@@ -46,9 +46,9 @@ def refusal(look: Callable[[], object]) -> bool | str:
 
 
 def input_folder(name: str) -> Path:
-    """A subfolder of ComfyUI's input folder. Raises: ValueError for anything else, whatever it is spelt like.
+    """Return a subfolder of ComfyUI's input folder. Raises: ValueError for any other name.
 
-    A workflow, and so any web page that can reach the server, may send any text here.
+    A workflow, and so any web page that can reach the server, may send any text as the name.
     """
     import folder_paths
 
@@ -60,7 +60,7 @@ def input_folder(name: str) -> Path:
 
 
 def new_input_folder(name: str) -> Path:
-    """A subfolder of ComfyUI's input folder, there or not. Raises: ValueError for a name that leads elsewhere."""
+    """Return a subfolder of ComfyUI's input folder, existing or not. Raises: ValueError for a name of another place."""
     import folder_paths
 
     root = Path(folder_paths.get_input_directory()).resolve()
@@ -71,7 +71,7 @@ def new_input_folder(name: str) -> Path:
 
 
 def checkpoint(name: str) -> Path | None:
-    """The file of a checkpoint from ComfyUI's list; None for the built-in demo. Raises: if it is not in the list."""
+    """Return the file of a listed checkpoint; None for the built-in demo. Raises: ValueError if it is not listed."""
     if name == DEMO:
         return None
     import folder_paths
@@ -82,7 +82,7 @@ def checkpoint(name: str) -> Path | None:
 
 
 def lora_file(name: str) -> Path:
-    """A LoRA by its name in ComfyUI's list, or by its path below a folder of LoRAs. Raises: ValueError for another."""
+    """Return a LoRA's file by its listed name, or by its path in a folder of LoRAs. Raises: ValueError for others."""
     import folder_paths
 
     if name in folder_paths.get_filename_list("loras"):
@@ -95,7 +95,7 @@ def lora_file(name: str) -> Path:
 
 
 def safe_name(name: str) -> str:
-    """A file name without any folder. Raises: ValueError if nothing usable is left."""
+    """Return a name if it names no folder. Raises: ValueError if it does, or is empty."""
     found = Path(name.replace("\\", "/")).name.strip()
     if found != name.strip() or found in ("", ".", ".."):
         raise ValueError(f"name: {name!r} must be a plain name, without folders")
@@ -103,37 +103,43 @@ def safe_name(name: str) -> str:
 
 
 def image(picture: Image.Image) -> torch.Tensor:
-    """[1, height, width, 3] in 0..1, as ComfyUI passes pictures around."""
+    """Return a picture as ComfyUI's IMAGE: [1, height, width, 3], fp32 in 0..1."""
     return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)[None]
 
 
 def opened(path: str | Path) -> Image.Image:
+    """Return the picture in a file as RGB."""
     with Image.open(path) as picture:
         return picture.convert("RGB")
 
 
 def picture(tensor: torch.Tensor) -> Image.Image:
-    """One picture [height, width, 3] in 0..1 of ComfyUI's as an image."""
+    """Return one picture of ComfyUI's, [height, width, 3] in 0..1, as a Pillow image."""
     return Image.fromarray((tensor.clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
 def check() -> None:
-    """Raises ComfyUI's own exception once the user has cancelled."""
+    """Raise ComfyUI's own exception once the user has cancelled."""
     import comfy.model_management
 
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def make_room() -> None:
-    """Take ComfyUI's models off the card: the trainer is a process of its own and needs it."""
+    """Take ComfyUI's models off the card: the trainer is a process of its own and needs it.
+
+    Raises: TrainerError before anything is taken off, if the trainer's packages are not installed.
+    """
     import comfy.model_management
+
+    launch.python(is_checked=True)
 
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
 
 
 class Progress:
-    """Bar and preview of the running node. Calls raise once the user has cancelled."""
+    """Progress bar and preview of the running node. Calls raise once the user has cancelled."""
 
     def __init__(self, total: int) -> None:
         import comfy.utils
@@ -146,13 +152,25 @@ class Progress:
         self._bar.update_absolute(done, self.total, preview)
 
 
-def answer(command: str, settings: Mapping[str, Any], words: Sequence[str] = ()) -> launch.Event:
-    """Run a command of the trainer other than training, under a progress bar. Returns: its last event, the result.
+def events(words: Sequence[str], settings: Mapping[str, Any]) -> Iterator[launch.Event]:
+    """Run a command of the trainer. Yields: its events.
 
-    Args: words: what the command takes without a name.
+    Raises: TrainerError with the names of widgets in place of the trainer's options.
     """
-    progress = event = None
-    for event in launch.follow(launch.command([command, *words], settings), check):
+    try:
+        yield from launch.follow(launch.command(words, settings), check)
+    except launch.TrainerError as error:
+        raise launch.TrainerError(widgets.in_node_words(str(error))) from None
+
+
+def answer(command: str, settings: Mapping[str, Any], words: Sequence[str] = ()) -> launch.Event:
+    """Run a command of the trainer other than training, under a progress bar. Return its last event, the result.
+
+    Args: words: the command's arguments that have no name.
+    """
+    progress: Progress | None = None
+    event: launch.Event = {}
+    for event in events([command, *words], settings):
         if event["event"] == "phase" and event.get("total"):
             if progress is None or progress.total != event["total"]:
                 progress = Progress(event["total"])
@@ -161,6 +179,7 @@ def answer(command: str, settings: Mapping[str, Any], words: Sequence[str] = ())
 
 
 def load_lora(path: str | Path) -> dict[str, Any]:
+    """Return the tensors of a LoRA file by name."""
     import comfy.utils
 
     return comfy.utils.load_torch_file(str(path), safe_load=True)

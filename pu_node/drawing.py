@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn with Pillow, so that every frontend shows them: curve, newest sample, grids, text."""
+"""Draw a run with Pillow, so that every frontend can show it: loss curve, newest sample, grids, text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CURVE = (512, 256)
 MARGIN = 36
 
 
-def _font(size: int) -> ImageFont.ImageFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     try:
         return ImageFont.load_default(size)
     except TypeError:  # webuis pin Pillow 9.5, whose only font has one size
@@ -21,9 +21,9 @@ def _font(size: int) -> ImageFont.ImageFont:
 
 
 def curve(
-    unlabeled: Sequence[float], sensitive: Sequence[float], of: int, size: tuple[int, int] = CURVE
+    unlabeled: Sequence[float | None], sensitive: Sequence[float | None], of: int, size: tuple[int, int] = CURVE
 ) -> Image.Image:
-    """Loss of unlabeled and of sensitive samples by step. Args: of: steps of the whole run; it sets the width."""
+    """Draw the loss of unlabeled and of sensitive samples by step. Args: of: steps of the whole run, the width."""
     image = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(image)
     width, height = size[0] - 2 * MARGIN, size[1] - 2 * MARGIN
@@ -47,7 +47,7 @@ def curve(
 
 
 def _smooth(series: Sequence[float | None], window: int = 9) -> list[float | None]:
-    """Running mean: single steps draw their own noise levels and jump."""
+    """Return the running mean: each step has its own random noise levels, so single values jump."""
     found = []
     for i in range(len(series)):
         near = [v for v in series[max(0, i - window + 1) : i + 1] if v is not None]
@@ -55,8 +55,10 @@ def _smooth(series: Sequence[float | None], window: int = 9) -> list[float | Non
     return found
 
 
-def live(unlabeled: Sequence[float], sensitive: Sequence[float], of: int, sample: Path | None) -> Image.Image:
-    """The panel that a training node shows: the curve, and below it the newest pictures."""
+def live(
+    unlabeled: Sequence[float | None], sensitive: Sequence[float | None], of: int, sample: Path | None
+) -> Image.Image:
+    """Draw the panel of a training node: the curve, and below it the newest pictures."""
     top = curve(unlabeled, sensitive, of)
     if sample is None or not sample.exists():
         return top
@@ -70,7 +72,7 @@ def live(unlabeled: Sequence[float], sensitive: Sequence[float], of: int, sample
 
 
 def side_by_side(images: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures of one height in a row, each under its label."""
+    """Draw pictures of equal height in a row, each below its label."""
     height = max(image.height for _, image in images)
     bar = max(24, height // 16)
     sheet = Image.new("RGB", (sum(i.width for _, i in images) + 8 * (len(images) - 1), height + bar), PAPER)
@@ -83,7 +85,7 @@ def side_by_side(images: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def text(lines: Sequence[str]) -> Image.Image:
-    """Lines of text as a picture."""
+    """Draw lines of text."""
     font = _font(18)
     width = max([int(font.getlength(line)) for line in lines] or [1])
     image = Image.new("RGB", (width + 2 * MARGIN, 28 * len(lines) + MARGIN), PAPER)
@@ -94,7 +96,7 @@ def text(lines: Sequence[str]) -> Image.Image:
 
 
 def stacked(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one width below each other."""
+    """Draw pictures of equal width below each other."""
     sheet = Image.new("RGB", (images[0].width, sum(i.height + 8 for i in images) - 8), PAPER)
     y = 0
     for image in images:

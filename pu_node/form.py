@@ -1,7 +1,7 @@
-"""What the page's form holds -> the trainer's settings; what is wrong is said by field. Standard library only.
+"""Turn the values of the page's form into the trainer's settings, or into one problem a field. Standard library only.
 
-Whoever reaches the page may send anything: a value is taken for a setting only after it was held against the schema,
-checkpoints are named by the host's list, and folders lie below the roots that were given at start.
+A browser may send anything: a value becomes a setting only after a check against the schema, checkpoints must be in the
+host's list, and folders must lie below the roots that were given at start.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from .widgets import DEMO, PRESETS
 FOLDERS = ("unlabeled", "sensitive")
 RESOLUTION = {"type": "integer", "minimum": 64, "maximum": 1024, "multipleOf": 8, "default": 512}
 RESOLUTION["description"] = "pixels to train at: the side of a square"
-SKIP = {"type": "boolean", "default": False, "description": "leave out images that cannot be read"}
-OF_IMAGES = {"resolution": RESOLUTION, "skip_bad_images": SKIP}  # the schema has what no node asks for beside images
+SKIP = {"type": "boolean", "default": False, "description": "ignore images that cannot be read"}
+OF_IMAGES = {
+    "resolution": RESOLUTION,
+    "skip_bad_images": SKIP,
+}  # not in the schema: nodes ask for these beside the folders
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def fields() -> dict[str, dict[str, Any]]:
-    """The settings that the form shows: name -> JSON schema."""
+    """Return the settings that the form shows: name -> JSON schema."""
     return {**widgets.fields(), **OF_IMAGES}
 
 
 @functools.lru_cache(maxsize=1)
 def demo() -> dict[str, Any]:
-    """The settings of the built-in demo that differ from the defaults; the file is our own and has plain lines only."""
+    """Return the demo's settings that differ from the defaults. Its file has only lines of the form name = JSON."""
     found = {}
     for line in (widgets.TRAINER / "builtin" / "config.toml").read_text(encoding="utf-8").splitlines():
         name, equals, value = line.partition(" = ")
@@ -43,7 +46,7 @@ def demo() -> dict[str, Any]:
 
 
 def defaults(checkpoint: str) -> dict[str, Any]:
-    """What the form starts with for a checkpoint."""
+    """Return the form's initial values for a checkpoint."""
     plain = {name: None if widgets.may_be_absent(field) else field.get("default") for name, field in fields().items()}
     return {**plain, **demo()} if checkpoint == DEMO else plain
 
@@ -51,12 +54,12 @@ def defaults(checkpoint: str) -> dict[str, Any]:
 def read(
     values: Mapping[str, Any], checkpoints: Mapping[str, Path], roots: Sequence[Path]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings for the trainer, and problems: field -> a sentence. The settings count only where there is no problem.
+    """Return settings for the trainer, and problems: field -> a sentence. With any problem the settings are incomplete.
 
     Args:
-        values: what the form holds: checkpoint, preset, unlabeled, sensitive, and the names of `fields`.
-        checkpoints: what may be chosen beside the demo: name -> file.
-        roots: folders of images lie below one of these.
+        values: of the form: checkpoint, preset, unlabeled, sensitive, and the names of `fields`.
+        checkpoints: the choices beside the demo: name -> file.
+        roots: folders of images must lie below one of these.
     """
     settings: dict[str, Any] = {}
     problems: dict[str, str] = {}
@@ -82,7 +85,7 @@ def read(
 
 
 def value_of(field: Mapping[str, Any], value: Any) -> Any:
-    """A value as the schema wants it. Raises: ValueError in a sentence for people."""
+    """Return a value with the type of its schema. Raises: ValueError with a sentence for people."""
     kind = widgets.kind_of(field)
     if widgets.may_be_absent(field) and not value:
         return None  # an empty number is 0 in gradio 3, and never a legal value of these
@@ -136,7 +139,7 @@ def _number(field: Mapping[str, Any], value: Any, kind: str) -> float | int:
 
 
 def by_field(message: str) -> dict[str, str]:
-    """What the trainer refused: field -> its sentence; "general" where the form has no such field."""
+    """Split the trainer's error by field: field -> sentence; "general" for options that the form does not have."""
     found: dict[str, str] = {}
     for line in message.splitlines():
         option, colon, text = line.partition(": ")
@@ -148,17 +151,17 @@ def by_field(message: str) -> dict[str, str]:
 
 
 def folder(text: Any, roots: Sequence[Path]) -> Path:
-    """A folder below one of the roots; relative paths count from each of them.
+    """Return a folder below one of the roots; relative paths count from each of them.
 
-    Raises: ValueError for anything else, in the same words whether it is there or not: what lies elsewhere on this
-        disk is not the page's business.
+    Raises: ValueError for any other path, with the same words whether that path exists or not: the page must not
+        reveal what else is on this disk.
     """
-    wanted = str(text or "").strip().strip('"')
-    if not wanted:
+    name = str(text or "").strip().strip('"')
+    if not name:
         raise ValueError("name a folder of images")
-    for root in [] if CONTROL.search(wanted) else map(Path, map(os.path.normpath, roots)):
-        found = Path(os.path.normpath(root / wanted))
-        if root not in (found, *found.parents):  # before it is touched: a network path would be connected to
+    for root in [] if CONTROL.search(name) else map(Path, map(os.path.normpath, roots)):
+        found = Path(os.path.normpath(root / name))
+        if root not in (found, *found.parents):  # before any access: Windows would connect to a network path
             continue
         found, real = found.resolve(), root.resolve()
         if real in (found, *found.parents) and found.is_dir():

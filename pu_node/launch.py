@@ -1,4 +1,4 @@
-"""The trainer as a child process: start it, follow its events, stop it, say why it ended. Standard library only.
+"""Run the trainer as a child process: start it, follow its events, stop it, report why it ended. Standard library only.
 
 Nothing of the trainer is imported here: the host may run another version of its libraries, or another pack may own the
 name `trainer`.
@@ -9,39 +9,63 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from . import environment
 
 TRAINER = Path(__file__).resolve().parents[1] / "trainer" / "__main__.py"
 PYTHON_VARIABLE = "PU_UNLEARN_PYTHON"
-OWN_ENVIRONMENT = TRAINER.parents[1] / "venv"  # where install.py says to make one
 POLL_S = 0.25
 GRACE_S = 1.0  # from asking the child to stop to killing it: a cancelled node must be quick
 TAIL_LINES = 30
-BAD_INPUT = 2  # the trainer's exit code for what the user can mend
+BAD_INPUT = 2  # the trainer's exit code for what the user can fix
+IMPORT_FAILED = re.compile(r"\b(?:ModuleNotFoundError|ImportError): (.*)")
 
 Event = dict[str, Any]
 
 
 class TrainerError(Exception):
-    """The child failed; its text says why, in a sentence for people."""
+    """The child failed; the text is the reason, in a sentence for people."""
 
 
-def python() -> str:
-    """The interpreter for the trainer: the host's own, unless an environment of its own was made for it."""
-    own = OWN_ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    return os.environ.get(PYTHON_VARIABLE) or str(own if own.exists() else sys.executable)
+@dataclass
+class _Child:
+    process: subprocess.Popen[str]
+    lines: queue.Queue[str | None] = field(default_factory=queue.Queue)  # of its output; None at the end
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))  # the last that it printed for people
+
+    def __post_init__(self) -> None:
+        self.stdout_reader = _start_reader(self.process.stdout, self.lines.put, lambda: self.lines.put(None))
+        self.stderr_reader = _start_reader(self.process.stderr, self.tail.append, lambda: None)
+
+
+def python(*, is_checked: bool = False) -> str:
+    """Return the interpreter for the trainer: the host's if it can train, else that of install.py's environment.
+
+    Args: is_checked: run the import check where install.py recorded no result; takes seconds, once a process.
+    Raises: TrainerError if neither can train; it holds the command that installs what is missing.
+    """
+    found = os.environ.get(PYTHON_VARIABLE) or environment.python(is_checked=is_checked)
+    if not found:
+        raise TrainerError(environment.advice())
+    return found
 
 
 def command(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
-    """Argument list for the trainer. None is left out, True becomes a switch; values never become options."""
+    """Return the argument list for the trainer. None is left out, True becomes a flag; no value can be an option.
+
+    Raises: TrainerError if the trainer's packages are not installed.
+    """
     found = [python(), str(TRAINER), *words]
     for name, value in settings.items():
         option = f"--{name.replace('_', '-')}"
@@ -63,28 +87,30 @@ def follow(arguments: Sequence[str], check: Callable[[], None], *, grace_s: floa
     Raises: TrainerError if the child cannot start, reports an error, or ends with another code than 0.
     """
     failure: Event | None = None
-    with _child([*arguments, "--events", "jsonl", "--follow-parent"], grace_s) as (process, lines, tail):
+    with _child([*arguments, "--events", "jsonl", "--follow-parent"], grace_s) as child:
         while True:
             check()
             try:
-                line = lines.get(timeout=POLL_S)
+                line = child.lines.get(timeout=POLL_S)
             except queue.Empty:
                 continue
             if line is None:
                 break
             event = _parse(line)
             if event is None:
-                tail.append(line)
+                child.tail.append(line)
                 continue
             if event["event"] == "error":
                 failure = event
             yield event
-        code = process.wait()
+        code = child.process.wait()
         if code:
-            raise TrainerError(_reason(code, failure, tail))
+            child.stderr_reader.join(GRACE_S)  # the reason may still be in the pipe
+            raise TrainerError(_reason(arguments[0], code, failure, child.tail))
 
 
 def _parse(line: str) -> Event | None:
+    """Return a line of output as an event, or None if it is text for people."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -92,76 +118,93 @@ def _parse(line: str) -> Event | None:
     return found if isinstance(found, dict) and "event" in found else None
 
 
-def _reason(code: int, failure: Event | None, tail: Sequence[str]) -> str:
-    if failure:
-        return str(failure["message"])
-    said = "\n".join(tail)
-    if code == BAD_INPUT and "error: " in said:
-        return said.partition("error: ")[2].strip()
+def _reason(python: str, code: int, failure: Event | None, tail: Sequence[str]) -> str:
+    """Return why the child ended, as a sentence where it reported one."""
+    output = "\n".join(tail)
+    reported = str(failure["message"]) if failure else ""
+    if broken := IMPORT_FAILED.search(reported or (tail[-1] if tail else "")):
+        return f"The trainer's packages are not installed: {broken[1]}.\n{environment.remedy(python)}"
+    if reported:
+        return reported
+    if code == BAD_INPUT and "error: " in output:
+        return output.partition("error: ")[2].strip()
     how = f"with exit code {code}"
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         how = f"by {name}" + (", which a system short of memory sends" if name == "SIGKILL" else "")
-    last = "\n".join(list(tail)[-TAIL_LINES:]).strip()
-    return f"the trainer was stopped {how}" + (f":\n{last}" if last else ".")
+    return f"the trainer was stopped {how}" + (f":\n{output.strip()}" if output.strip() else ".")
 
 
 @contextmanager
-def _child(arguments: Sequence[str], grace_s: float) -> Iterator[tuple[subprocess.Popen, queue.Queue, deque]]:
-    """The process, its lines of output (None at the end) and the last of what it said to people; gone afterwards."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
-    new_group = (
-        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
-    )
+def _child(arguments: Sequence[str], grace_s: float) -> Iterator[_Child]:
+    """Start the child. Yields: the child; it has ended, with all that it started, when the block is left."""
+    variables = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
     try:
         process = subprocess.Popen(
             list(arguments),
-            env=environment,
+            env={**environment.child_variables(), **variables},
             stdin=subprocess.PIPE,  # closed when this process dies: the child then ends itself
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
             errors="replace",
-            **new_group,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            start_new_session=os.name != "nt",
         )
     except OSError as error:
-        raise TrainerError(
-            f"{arguments[0]} cannot be started ({error.strerror}). Is {PYTHON_VARIABLE} right?"
-        ) from None
-    lines: queue.Queue = queue.Queue()
-    tail: deque = deque(maxlen=TAIL_LINES)
-    readers = [
-        threading.Thread(target=_read, args=(process.stdout, lines.put), daemon=True),
-        threading.Thread(target=_read, args=(process.stderr, lambda text: tail.append(text or "")), daemon=True),
-    ]
-    for reader in readers:
-        reader.start()
+        reason = f"{arguments[0]} cannot be started ({error.strerror}). Is {PYTHON_VARIABLE} right?"
+        raise TrainerError(reason) from None
+    child = _Child(process)
     try:
-        yield process, lines, tail
+        yield child
     finally:
-        _end(process, grace_s)
-        for reader in readers:
-            reader.join(GRACE_S)
+        _end(child, grace_s)
 
 
-def _read(stream: Any, put: Callable[[str | None], Any]) -> None:
-    for line in stream:
-        put(line.rstrip("\n"))
-    put(None)
+def _start_reader(stream: IO[str] | None, put: Callable[[str], Any], at_end: Callable[[], Any]) -> threading.Thread:
+    """Start a thread that hands on the lines of a pipe."""
+
+    def read() -> None:
+        with suppress(ValueError):  # closed while it was read
+            for line in stream or ():
+                put(line.rstrip("\n"))
+        at_end()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return reader
 
 
-def _end(process: subprocess.Popen, grace_s: float) -> None:
-    """Ask the child to stop (it keeps what it has), then end it with everything that it started."""
+def _end(child: _Child, grace_s: float) -> None:
+    """Ask the child to stop, which saves the training so far, then end it with all that it started."""
+    process = child.process
     if process.poll() is None:
-        if os.name == "nt":
-            process.stdin.close()  # the child asks itself to stop; Windows' terminate() would not let it save
-        else:
-            os.killpg(process.pid, signal.SIGTERM)
+        _ask_to_stop(process)
         try:
             process.wait(grace_s)
         except subprocess.TimeoutExpired:
-            process.kill() if os.name == "nt" else os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             process.wait()
+    for reader in (child.stdout_reader, child.stderr_reader):
+        reader.join(GRACE_S)
     for stream in (process.stdin, process.stdout, process.stderr):
-        stream.close()
+        if stream:
+            with suppress(OSError):  # what was still to be written to a dead child
+                stream.close()
+
+
+def _ask_to_stop(process: subprocess.Popen[str]) -> None:
+    if sys.platform == "win32":
+        if process.stdin:
+            process.stdin.close()  # the child asks itself to stop; Windows' terminate() would not let it save
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End the child and all that it started."""
+    if sys.platform == "win32":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+    else:
+        os.killpg(process.pid, signal.SIGKILL)

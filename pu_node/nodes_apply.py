@@ -1,4 +1,4 @@
-"""PU Apply LoRA and PU Compare: the result in ComfyUI's own pictures."""
+"""PU Apply LoRA and PU Compare: use a LoRA and see its effect with ComfyUI's own sampler."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ class PUApplyLoRA(io.ComfyNode):
             node_id="PUApplyLoRA",
             display_name="PU Apply LoRA",
             category=CATEGORY,
-            description="Puts a LoRA from PU Unlearn, or one from the list, on a model.",
+            description="Applies a LoRA from PU Unlearn, or one from the list, to a model.",
             inputs=[
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.x model."),
-                io.Clip.Input("clip", tooltip="Its text encoder; changed where the LoRA holds layers for it."),
+                io.Clip.Input("clip", tooltip="Its text encoder, changed if the LoRA has layers for it."),
                 io.LoraModel.Input("lora", optional=True, tooltip="From PU Unlearn."),
                 io.Combo.Input(
                     "lora_name",
                     options=[FROM_INPUT, *folder_paths.get_filename_list("loras")],
                     default=FROM_INPUT,
-                    tooltip="A file from the list, instead of the input.",
+                    tooltip="A LoRA file, used instead of the input.",
                 ),
-                io.Float.Input("strength", default=1.0, min=-2.0, max=4.0, step=0.05, tooltip="1: as it was trained."),
+                io.Float.Input(
+                    "strength", default=1.0, min=-2.0, max=4.0, step=0.05, tooltip="1: full effect, 0: none."
+                ),
             ],
             outputs=[io.Model.Output("model_out", "model"), io.Clip.Output("clip_out", "clip")],
         )
@@ -55,6 +57,7 @@ class PUApplyLoRA(io.ComfyNode):
 
 
 def _weights(lora: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    """Return the tensors of the chosen LoRA. Raises: ValueError if none is chosen or listed."""
     if name != FROM_INPUT:
         import folder_paths
 
@@ -69,13 +72,13 @@ def _weights(lora: dict[str, Any] | None, name: str) -> dict[str, Any]:
 
 
 def _check_fit(model: Any, weights: dict[str, Any]) -> None:
-    """Raises: ValueError where the LoRA was trained on a model of another width, as the built-in miniature is."""
+    """Raise ValueError if the LoRA was trained on a model with another text width, as the built-in miniature has."""
     widths = {int(value.shape[1]) for name, value in weights.items() if name.endswith(WIDTH_KEY)}
-    wanted = model.model.model_config.unet_config.get("context_dim")
-    if widths and wanted and widths != {wanted}:
+    expected = model.model.model_config.unet_config.get("context_dim")
+    if widths and expected and widths != {expected}:
         raise ValueError(
-            f"this LoRA was trained on a model with text width {widths.pop()}, this one has {wanted}. "
-            "(The LoRA of the built-in digits demo fits no ComfyUI model: its pictures come from PU Unlearn.)"
+            f"this LoRA was trained on a model with text width {widths.pop()}, this one has {expected}. "
+            "(The LoRA of the built-in digits demo fits no ComfyUI model; PU Unlearn itself makes its pictures.)"
         )
 
 
@@ -88,27 +91,30 @@ class PUCompare(io.ComfyNode):
             node_id="PUCompare",
             display_name="PU Compare",
             category=CATEGORY,
-            description="The same seeds from two models, side by side.",
+            description="Generates the same seeds with two models and shows them side by side.",
             inputs=[
-                io.Model.Input("before", tooltip="The model as it was: the left column."),
-                io.Model.Input("after", tooltip="The model with the LoRA: the right column."),
-                io.Clip.Input("clip", tooltip="Reads the prompt for both."),
-                io.Vae.Input("vae", tooltip="Makes both models' latents into images."),
-                io.String.Input("prompt", default="a photo", multiline=True, tooltip="For both models."),
-                io.Int.Input("first_seed", default=0, min=0, max=2**32 - 1, tooltip="The first seed."),
-                io.Int.Input("count", default=4, min=1, max=16, tooltip="How many seeds, one after the other."),
-                io.Int.Input("width", default=512, min=64, max=1024, step=8, tooltip="Pixels."),
-                io.Int.Input("height", default=512, min=64, max=1024, step=8, tooltip="Pixels."),
-                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampler steps."),
+                io.Model.Input("before", tooltip="The model without the LoRA: left column."),
+                io.Model.Input("after", tooltip="The model with the LoRA: right column."),
+                io.Clip.Input("clip", tooltip="Text encoder for both models."),
+                io.Vae.Input("vae", tooltip="Decodes the latents of both models."),
+                io.String.Input("prompt", default="a photo", multiline=True, tooltip="Prompt for both models."),
+                io.Int.Input("first_seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the first row."),
+                io.Int.Input("count", default=4, min=1, max=16, tooltip="Number of seeds, counted up from the first."),
+                io.Int.Input("width", default=512, min=64, max=1024, step=8, tooltip="Width in pixels."),
+                io.Int.Input("height", default=512, min=64, max=1024, step=8, tooltip="Height in pixels."),
+                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Number of sampler steps."),
                 io.Float.Input("cfg", default=7.0, min=1.0, max=30.0, step=0.1, tooltip="Guidance scale."),
                 io.Combo.Input(
-                    "sampler", options=comfy.samplers.KSampler.SAMPLERS, default="euler", tooltip="Sampler."
+                    "sampler", options=comfy.samplers.KSampler.SAMPLERS, default="euler", tooltip="ComfyUI's sampler."
                 ),
                 io.Combo.Input(
-                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="normal", tooltip="Noise levels."
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="normal",
+                    tooltip="ComfyUI's noise schedule.",
                 ),
             ],
-            outputs=[io.Image.Output("grid", "grid", tooltip="A row for each seed: before, after.")],
+            outputs=[io.Image.Output("grid", "grid", tooltip="One row for each seed: before, after.")],
         )
 
     @classmethod
@@ -118,8 +124,8 @@ class PUCompare(io.ComfyNode):
         from . import comfy_host
 
         def made(model: Any, seed: int) -> Any:
-            latents = _sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler)
-            return comfy_host.picture(latents)
+            pixels = _sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler)
+            return comfy_host.picture(pixels)
 
         seeds = range(first_seed, first_seed + count)
         rows = [
@@ -130,7 +136,7 @@ class PUCompare(io.ComfyNode):
 
 
 def _sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler) -> Any:
-    """One picture [height, width, 3] in 0..1 by ComfyUI's own sampler."""
+    """Return one picture [height, width, 3] in 0..1, made by ComfyUI's own sampler."""
     import nodes
     import torch
 

@@ -1,4 +1,4 @@
-"""PU Audit: what hides in the unlabeled folder, before anything is trained."""
+"""PU Audit: find sensitive images in the unlabeled folder before training."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ class PUAudit(io.ComfyNode):
             node_id="PUAudit",
             display_name="PU Audit",
             category=CATEGORY,
-            description="Ranks the unlabeled images by how likely they are sensitive, and estimates how many are.",
+            description="Ranks unlabeled images by how likely they are sensitive, and estimates how many are.",
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "checkpoint", options=checkpoints(), tooltip="Stable Diffusion 1.x, or the built-in demo."
                 ),
-                Dataset.Input("dataset", optional=True, tooltip="From PU Dataset; the demo brings its own."),
-                io.Int.Input("top", default=48, min=1, max=400, tooltip="How many images the sheet shows."),
+                Dataset.Input("dataset", optional=True, tooltip="From PU Dataset. The demo has its own."),
+                io.Int.Input("top", default=48, min=1, max=400, tooltip="Number of images on the sheet."),
             ],
             outputs=[
-                io.Image.Output("sheet", "sheet", tooltip="The most probably sensitive unlabeled images."),
-                io.String.Output("report", "report", tooltip="The estimate, near-duplicates, and where the list is."),
-                io.Float.Output("prior", "prior", tooltip="Estimated share of sensitive images; for PU Unlearn."),
+                io.Image.Output("sheet", "sheet", tooltip="The unlabeled images most likely to be sensitive."),
+                io.String.Output(
+                    "report", "report", tooltip="The estimate, near-duplicates, and where the full ranking is."
+                ),
+                io.Float.Output("prior", "prior", tooltip="Estimated share of sensitive images, for PU Unlearn."),
             ],
         )
 
@@ -42,7 +44,7 @@ class PUAudit(io.ComfyNode):
 
         base = comfy_host.checkpoint(checkpoint)
         if base is not None and dataset is None:
-            raise ValueError("dataset: connect a PU Dataset; only the built-in demo brings its own images")
+            raise ValueError("dataset: connect a PU Dataset; only the built-in demo has its own images")
         settings = {"top": top, "name": "pu", "output_dir": str(comfy_host.output_root())}
         if base is not None:
             settings |= {**dataset, "base": str(base)}

@@ -1,4 +1,4 @@
-"""PU Compare Runs: what differs between trainings, and what came of each."""
+"""PU Compare Runs: show the settings that differ between trainings, and their results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from .nodes_train import CATEGORY
 
-NEWEST = 8  # runs that are compared where none is named
+NEWEST = 8  # runs compared by default
 
 
 class PUCompareRuns(io.ComfyNode):
@@ -19,19 +19,21 @@ class PUCompareRuns(io.ComfyNode):
             node_id="PUCompareRuns",
             display_name="PU Compare Runs",
             category=CATEGORY,
-            description="Settings that differ between trainings of PU Unlearn, their rates, quality and curves.",
+            description="Compares trainings of PU Unlearn: the settings that differ, rates, image quality and curves.",
             is_output_node=True,
             inputs=[
                 io.String.Input(
-                    "runs", default="", tooltip=f"Names of runs, separated by |; empty: the newest {NEWEST}."
+                    "runs", default="", tooltip=f"Names of trainings, separated by |; empty: the newest {NEWEST}."
                 ),
                 io.String.Input(
-                    "path", optional=True, force_input=True, tooltip="From PU Unlearn, to compare after it has trained."
+                    "path", optional=True, force_input=True, tooltip="From PU Unlearn: compare after its training."
                 ),
             ],
             outputs=[
-                io.Image.Output("curves", "curves", tooltip="Sensitive / unlabeled loss, and R, of each run."),
-                io.String.Output("report", "report", tooltip="The table, and where the page is."),
+                io.Image.Output(
+                    "curves", "curves", tooltip="Of each training: sensitive / unlabeled loss, and the normal risk R."
+                ),
+                io.String.Output("report", "report", tooltip="The table, and where the report page is."),
             ],
         )
 
@@ -43,7 +45,7 @@ class PUCompareRuns(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> float:
-        return time.time()  # runs come and grow without any input changing
+        return time.time()  # trainings are added and continue without any change of the inputs
 
     @classmethod
     def execute(cls, runs, path=None) -> io.NodeOutput:
@@ -56,19 +58,19 @@ class PUCompareRuns(io.ComfyNode):
 
 
 def _names(runs: str) -> list[str]:
-    """Raises: ValueError for a name that leads elsewhere."""
+    """Return the names in the text. Raises: ValueError for a name with folders."""
     from . import comfy_host
 
     return [comfy_host.safe_name(name) for name in runs.split("|") if name.strip()]
 
 
 def _folders(root: Path, runs: str) -> list[Path]:
-    """Run folders below root. Raises: ValueError for a name that is none."""
+    """Return the folders of the named runs, or of the newest. Raises: ValueError for an unknown name."""
     names = _names(runs)
     if not names:
         found = sorted((f.parent for f in root.glob("*/config.toml")), key=lambda f: f.stat().st_mtime)
         return found[-NEWEST:]
     for name in names:
         if not (root / name / "config.toml").is_file():
-            raise ValueError(f"runs: there is no run {name!r} in {root}")
+            raise ValueError(f"runs: no training named {name!r} in {root}")
     return [root / name for name in names]

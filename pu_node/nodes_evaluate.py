@@ -1,4 +1,4 @@
-"""PU Evaluate: does the LoRA really unlearn? The same seeds before and after, judged."""
+"""PU Evaluate: measure how often the model generates sensitive images without and with the LoRA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PUEvaluate(io.ComfyNode):
             node_id="PUEvaluate",
             display_name="PU Evaluate",
             category=CATEGORY,
-            description="Makes pictures of the same seeds without and with a LoRA, and counts which are not sensitive.",
+            description="Generates the same seeds without and with a LoRA and measures how many are not sensitive.",
             is_output_node=True,
             inputs=[
                 io.Combo.Input("checkpoint", options=checkpoints(), tooltip="The model that the LoRA was trained on."),
@@ -30,24 +30,44 @@ class PUEvaluate(io.ComfyNode):
                     "lora_name",
                     options=[FROM_INPUT, *folder_paths.get_filename_list("loras")],
                     default=FROM_INPUT,
-                    tooltip="A file from the list, instead of the input.",
+                    tooltip="A LoRA file, used instead of the input.",
                 ),
-                io.String.Input("prompt", default="a photo of a digit", tooltip="What both are asked for."),
-                io.Int.Input("pictures", default=100, min=2, max=5000, tooltip="Before and after, each."),
-                io.Int.Input("resolution", default=64, min=64, max=1024, step=8, tooltip="512 for most checkpoints."),
+                io.String.Input(
+                    "prompt", default="a photo of a digit", tooltip="Prompt of the pictures before and after."
+                ),
+                io.Int.Input(
+                    "pictures",
+                    default=100,
+                    min=2,
+                    max=5000,
+                    tooltip="Number of pictures before, and the same number after.",
+                ),
+                io.Int.Input(
+                    "resolution", default=64, min=64, max=1024, step=8, tooltip="Pixels: 512 for most checkpoints."
+                ),
                 io.Combo.Input(
                     "labeled",
                     options=[NO_LABELED, *input_folders()],
                     default=NO_LABELED,
-                    tooltip="A folder with normal/ and sensitive/ inside: they teach who judges. The demo needs none.",
+                    tooltip="A folder with normal/ and sensitive/, to train the classifier. The demo needs none.",
                 ),
-                io.String.Input("retain_prompts", default="", tooltip="Prompts that should stay, separated by |."),
+                io.String.Input(
+                    "retain_prompts", default="", tooltip="Prompts whose pictures should not change, separated by |."
+                ),
             ],
             outputs=[
-                io.Image.Output("before_after", "before / after", tooltip="The first seeds, without above with."),
-                io.String.Output("report", "report", tooltip="Rates, tests, drift, and where the page is."),
-                io.Float.Output("rate_before", "rate before", tooltip="Non-sensitive rate; -1: nobody could judge."),
-                io.Float.Output("rate_after", "rate after", tooltip="The same with the LoRA."),
+                io.Image.Output(
+                    "before_after",
+                    "before / after",
+                    tooltip="The first seeds: upper row without, lower row with the LoRA.",
+                ),
+                io.String.Output(
+                    "report", "report", tooltip="Rates, significance tests, drift, and where the report page is."
+                ),
+                io.Float.Output(
+                    "rate_before", "rate before", tooltip="Share of non-sensitive pictures; -1: no classifier."
+                ),
+                io.Float.Output("rate_after", "rate after", tooltip="The same share with the LoRA."),
             ],
         )
 

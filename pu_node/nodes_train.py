@@ -1,8 +1,9 @@
-"""PU Dataset, PU Options, PU Unlearn, PU Plan: what goes to the trainer and comes back from it."""
+"""PU Dataset, PU Options, PU Unlearn, PU Plan: hand settings to the trainer and show its results."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ CATEGORY = "PU Unlearn"
 Dataset, Options = io.Custom("PU_DATASET"), io.Custom("PU_OPTIONS")
 MAIN = ("steps", "rank", "lr", "prior", "temperature", "objective", "seed", "name")
 DATA = ("prompt", "sensitive_prompt")
-SAMPLES = 5  # times that pictures are made while it trains
-SHOW_EVERY = 5  # steps between previews: each is a JPEG to the page
+SAMPLES = 5  # times that pictures are made during training
+SHOW_EVERY = 5  # steps between previews: each is a JPEG for the browser
 
 
 def _rare() -> list[str]:
+    """Return the settings of PU Options."""
     return [name for name in widgets.fields() if name not in (*MAIN, *DATA)]
 
 
 def checkpoints() -> list[str]:
+    """Return the options of every checkpoint widget."""
     import folder_paths
 
     return [DEMO, *folder_paths.get_filename_list("checkpoints")]
@@ -39,19 +42,25 @@ class PUDataset(io.ComfyNode):
             node_id="PUDataset",
             display_name="PU Dataset",
             category=CATEGORY,
-            description="Two folders of images below ComfyUI/input: what to learn from, and what must not come out.",
+            description="Two folders in ComfyUI/input: images to train on, and examples of unwanted images.",
             inputs=[
-                io.Combo.Input("unlabeled", options=folders, tooltip="Images to learn from. Some may be sensitive."),
-                io.Combo.Input("sensitive", options=folders, tooltip="Examples of what must not come out; twenty do."),
+                io.Combo.Input("unlabeled", options=folders, tooltip="Images to train on. Some may be sensitive."),
+                io.Combo.Input(
+                    "sensitive", options=folders, tooltip="Images like those to unlearn. Twenty are enough."
+                ),
                 widgets.make(io, "prompt", default="a photo"),
                 widgets.make(io, "sensitive_prompt"),
-                io.Int.Input("resolution", default=512, min=64, max=1024, step=8, tooltip="Pixels to train at."),
-                io.Boolean.Input("skip_bad_images", default=False, tooltip="Leave out images that cannot be read."),
+                io.Int.Input(
+                    "resolution", default=512, min=64, max=1024, step=8, tooltip="Training resolution in pixels."
+                ),
+                io.Boolean.Input("skip_bad_images", default=False, tooltip="Ignore images that cannot be read."),
             ],
             outputs=[
                 Dataset.Output("dataset", "dataset", tooltip="For PU Unlearn."),
                 io.Image.Output("sheet", "sheet", tooltip="The first images of both folders."),
-                io.String.Output("counts", "counts", tooltip="What was found, and what was skipped and why."),
+                io.String.Output(
+                    "counts", "counts", tooltip="How many images were found, and which were skipped and why."
+                ),
             ],
         )
 
@@ -76,8 +85,8 @@ class PUDataset(io.ComfyNode):
         }
         with tempfile.TemporaryDirectory() as folder:
             sheet = Path(folder) / "sheet.png"
-            arguments = launch.command(["data"], {**dataset, "base": "builtin", "sheet": str(sheet)})
-            found = [e for e in launch.follow(arguments, comfy_host.check) if e["event"] == "data"][-1]
+            settings = {**dataset, "base": "builtin", "sheet": str(sheet)}
+            found = [e for e in comfy_host.events(["data"], settings) if e["event"] == "data"][-1]
             shown = comfy_host.image(comfy_host.opened(sheet))
         return io.NodeOutput(dataset, shown, found["text"])
 
@@ -100,31 +109,34 @@ class PUOptions(io.ComfyNode):
 
 
 def _inputs() -> list[Any]:
-    """What PU Unlearn and PU Plan share. New ones go to the end: saved workflows count widgets by place."""
+    """Return the inputs of PU Unlearn and PU Plan. Add new ones at the end: workflows save widgets by position."""
     return [
         io.Combo.Input("checkpoint", options=checkpoints(), tooltip="Stable Diffusion 1.x, or the built-in demo."),
-        Dataset.Input("dataset", optional=True, tooltip="From PU Dataset; the demo brings its own."),
+        Dataset.Input("dataset", optional=True, tooltip="From PU Dataset. The demo has its own."),
         Options.Input("options", optional=True, tooltip="From PU Options."),
-        io.Combo.Input("preset", options=list(PRESETS), default="auto", tooltip="How much memory to use; auto: all."),
+        io.Combo.Input(
+            "preset", options=list(PRESETS), default="auto", tooltip="How much memory to use; auto: all that is free."
+        ),
         *(widgets.make(io, name) for name in MAIN),
     ]
 
 
 def _refusal(checkpoint: str, name: str, preset: str) -> bool | str:
+    """Return True, or why one of the values is refused."""
     from . import comfy_host
 
     if preset not in PRESETS:
-        return f"preset: {preset!r} is none of {', '.join(PRESETS)}"
+        return f"preset: {preset!r} must be one of {', '.join(PRESETS)}"
     return comfy_host.refusal(lambda: (comfy_host.checkpoint(checkpoint), comfy_host.safe_name(name)))
 
 
 def _settings(checkpoint, dataset, options, preset, **main: Any) -> dict[str, Any]:
-    """The trainer's settings. Raises: ValueError in a sentence for people."""
+    """Return the trainer's settings. Raises: ValueError with a sentence for people."""
     from . import comfy_host
 
     base = comfy_host.checkpoint(checkpoint)
     if base is not None and dataset is None:
-        raise ValueError("dataset: connect a PU Dataset; only the built-in demo brings its own images")
+        raise ValueError("dataset: connect a PU Dataset; only the built-in demo has its own images")
     found = {**(options or {}), **widgets.given(main), "name": comfy_host.safe_name(main["name"])}
     if base is not None:
         found |= {**dataset, "base": str(base)}
@@ -142,18 +154,24 @@ class PUUnlearn(io.ComfyNode):
             node_id="PUUnlearn",
             display_name="PU Unlearn",
             category=CATEGORY,
-            description="Trains a LoRA that keeps sensitive images from coming out. Cancel at any time.",
+            description="Trains a LoRA that keeps the model from generating sensitive images.",
             is_output_node=True,
             inputs=[
                 *_inputs(),
-                io.Boolean.Input("retrain", default=False, tooltip="Train again though the same was trained before."),
+                io.Boolean.Input(
+                    "retrain", default=False, tooltip="Train again with settings that were trained before."
+                ),
             ],
             outputs=[
                 io.LoraModel.Output("lora", "lora", tooltip="For PU Apply LoRA and the core LoRA nodes."),
-                io.String.Output("path", "path", tooltip="The file; LoraLoader lists it after a refresh (R)."),
-                io.Image.Output("curve", "curve", tooltip="Loss by step."),
-                io.Image.Output("before_after", "before / after", tooltip="Same seeds, without and with the LoRA."),
-                io.String.Output("report", "report", tooltip="Numbers, and where the report page is."),
+                io.String.Output(
+                    "path", "path", tooltip="Path of the LoRA file. LoraLoader lists it after a refresh (R)."
+                ),
+                io.Image.Output("curve", "curve", tooltip="Loss by training step."),
+                io.Image.Output(
+                    "before_after", "before / after", tooltip="Pictures of the same seeds, without and with the LoRA."
+                ),
+                io.String.Output("report", "report", tooltip="Results, and where the report page is."),
             ],
         )
 
@@ -186,13 +204,18 @@ class PUUnlearn(io.ComfyNode):
 
 
 def _train(settings: dict[str, Any]) -> dict[str, str]:
-    """Run the trainer. Returns: the files it made, by what they are."""
+    """Run the trainer. Return the files it made: kind -> path."""
     from . import comfy_host
 
     comfy_host.make_room()
     settings = {**settings, "sample_every": max(1, settings["steps"] // SAMPLES)}
-    progress, unlabeled, sensitive, sample, warnings, done = None, [], [], None, [], None
-    for event in launch.follow(launch.command([], settings), comfy_host.check):
+    progress: comfy_host.Progress | None = None
+    unlabeled: list[float | None] = []
+    sensitive: list[float | None] = []
+    sample: Path | None = None
+    warnings: list[str] = []
+    done: launch.Event = {}
+    for event in comfy_host.events([], settings):
         if event["event"] == "step":
             progress = progress or comfy_host.Progress(event["of"])
             unlabeled.append(event["risk_unlabeled"])
@@ -205,15 +228,22 @@ def _train(settings: dict[str, Any]) -> dict[str, str]:
             if progress:
                 progress.show(len(unlabeled), drawing.live(unlabeled, sensitive, progress.total, sample))
         elif event["event"] == "warning":
-            warnings.append(f"warning: {event['message']}")
+            warnings.append(f"warning: {widgets.in_node_words(event['message'])}")
         elif event["event"] == "done":
             done = event
+    return _keep(done, warnings)
+
+
+def _keep(done: launch.Event, warnings: Sequence[str]) -> dict[str, str]:
+    """Copy the LoRA to where LoraLoader lists it and write the summary. Return the files by kind."""
+    from . import comfy_host
+
     run = Path(done["report"]).parent
     lora = comfy_host.lora_folder() / Path(done["lora"]).name
     result_cache.write(lora, Path(done["lora"]).read_bytes())
     report = run / "summary.txt"
     result_cache.write(report, "\n".join([done["summary"], *warnings]).encode())
-    pictures = {path.stem: str(path) for path in (run / "samples").glob("[ab]*.png")}  # before, after; or none
+    pictures = {path.stem: str(path) for path in (run / "samples").glob("[ab]*.png")}  # before and after, if made
     return {"lora": str(lora), "curve": str(run / "loss.png"), "report": str(report), **pictures}
 
 
@@ -224,12 +254,12 @@ class PUPlan(io.ComfyNode):
             node_id="PUPlan",
             display_name="PU Plan",
             category=CATEGORY,
-            description="Predicts the memory that PU Unlearn will take with these settings, before anything is loaded.",
+            description="Predicts the GPU memory that PU Unlearn needs with these settings. Loads no model.",
             is_output_node=True,
             inputs=_inputs(),
             outputs=[
-                io.String.Output("plan", "plan", tooltip="Chosen settings and peak memory by part."),
-                io.Image.Output("table", "table", tooltip="The same as a picture."),
+                io.String.Output("plan", "plan", tooltip="Memory settings and predicted peak memory by part."),
+                io.Image.Output("table", "table", tooltip="The plan as a picture."),
             ],
         )
 
@@ -242,6 +272,6 @@ class PUPlan(io.ComfyNode):
         from . import comfy_host
 
         settings = _settings(dataset=dataset, options=options, **main)
-        found = list(launch.follow(launch.command(["plan"], settings), comfy_host.check))
-        lines = [e for e in found if e["event"] == "plan"][-1]["lines"]
+        plan = [event for event in comfy_host.events(["plan"], settings) if event["event"] == "plan"][-1]
+        lines = [widgets.in_node_words(line) for line in plan["lines"]]
         return io.NodeOutput("\n".join(lines), comfy_host.image(drawing.text(lines)))

@@ -1,14 +1,13 @@
-"""The page in A1111, Forge and `python -m trainer ui`: one function builds it.
+"""Build the page of A1111, Forge and `python -m trainer ui`.
 
-Written for what gradio 3.41 (A1111), 4.40 (Forge) and the current release have in common. Nothing of `trainer` is
-imported: the form is made from trainer/schema.json and training runs as a child process.
+Uses only what gradio 3.41 (A1111), 4.40 (Forge) and the current release have in common. Imports nothing of `trainer`:
+the form is made from trainer/schema.json and training runs as a child process.
 """
 
 from __future__ import annotations
 
 import html
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -22,14 +21,14 @@ FIRST = [name for row in ROWS for name in row]
 LABELS = {"lr": "Learning rate", "min_snr_gamma": "Min-SNR gamma", "clip_skip": "CLIP skip"}
 CSS = (
     "<style>.pu-problem {color: #b3261e; font-size: 0.9em} .pu-status progress {width: 100%} "
-    ".pu-status pre {white-space: pre-wrap; margin: 0.3em 0}</style>"
+    ".pu-status pre, pre.pu-problem {white-space: pre-wrap; margin: 0.3em 0}</style>"
 )
 
 
 def build(job: Job) -> gr.Blocks:
-    """The page. Args: job: what it starts and shows; it outlives the page."""
+    """Return the page. Args: job: the training that it starts and shows; it outlives the page."""
     with gr.Blocks(analytics_enabled=False, title="PU Unlearn") as blocks:
-        gr.HTML(CSS + _notice(page_host.missing()))
+        gr.HTML(CSS + _notice(page_host.advice()))
         with gr.Row():
             with gr.Column():
                 inputs, problems = _form(job)
@@ -51,31 +50,24 @@ def build(job: Job) -> gr.Blocks:
         cancel.click(job.cancel, None, None, queue=False, **common)
         blocks.load(page_events.watcher(job), None, outputs, **common)
     for component in blocks.blocks.values():
-        component.do_not_save_to_config = True  # a webui would keep today's defaults for ever
+        component.do_not_save_to_config = True  # otherwise a webui saves today's defaults and never changes them
     return blocks
 
 
 def _common(button: gr.Button) -> dict[str, Any]:
-    """Arguments of every event. gradio 4 on runs one call of a function at a time unless told; 3 cannot be told."""
+    """Return the arguments of every event. From gradio 4 on, one call of a function runs at a time by default."""
     found: dict[str, Any] = {"show_progress": "hidden"}
     if "concurrency_limit" in inspect.signature(button.click).parameters:
         found["concurrency_limit"] = None  # a second browser tab watches the same training
     return found
 
 
-def _notice(missing: Sequence[str]) -> str:
-    if not missing:
-        return ""
-    found = html.escape("; ".join(missing))
-    return (
-        f"<p class='pu-problem'>Training needs an environment of its own here ({found}). "
-        "<code>python install.py</code> in this extension's folder says how to make it; "
-        "nothing of the webui changes.</p>"
-    )
+def _notice(advice: str) -> str:
+    return f"<pre class='pu-problem'>{html.escape(advice)}</pre>" if advice else ""
 
 
 def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns: the inputs by field, and the lines below them that say what is wrong, by field."""
+    """Return the inputs by field, and by field the line below each input that shows its problem."""
     problems: dict[str, Any] = {}
 
     def problem(name: str) -> None:
@@ -93,8 +85,8 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     problem("checkpoint")
     with gr.Column(visible=False) as own:
         for name, text in (
-            ("unlabeled", "images to learn from; some may be sensitive"),
-            ("sensitive", "examples of what must not come out; twenty do"),
+            ("unlabeled", "images to train on; some may be sensitive"),
+            ("sensitive", "images like those to unlearn; twenty are enough"),
         ):
             inputs[name] = gr.Textbox(label=f"Folder of {name} images", info=text, elem_id=f"pu_unlearn_{name}")
             problem(name)
@@ -119,7 +111,7 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     before = gr.State(DEMO)
 
     def choose(checkpoint: str, last: str) -> list[Any]:
-        """The demo has settings of its own; between two other checkpoints what was typed stays."""
+        """Fill in the demo's settings or the defaults; between two other checkpoints keep the values."""
         found = form.defaults(checkpoint)
         is_kept = (checkpoint == DEMO) == (last == DEMO)
         values = [gr.update() if is_kept else gr.update(value=found[name]) for name in fields]
@@ -136,7 +128,7 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _widget(name: str, value: Any) -> Any:
-    """One input made from the schema. Limits are held by `form`, which says them beside the field."""
+    """Return one input made from the schema. `form` checks the limits and shows problems beside the field."""
     field = form.fields()[name]
     label = LABELS.get(name, name.replace("_", " ").capitalize())
     info = field["description"]
@@ -152,9 +144,10 @@ def _widget(name: str, value: Any) -> Any:
 
 
 def _live() -> dict[str, Any]:
-    picture = {"type": "pil", "show_label": False, "interactive": False}  # a label would lie on the picture's own
+    """Return the parts that show a training: status, loss curve, pictures, files."""
+    picture: dict[str, Any] = {"type": "pil", "show_label": False, "interactive": False}  # it would cover the picture
     if "buttons" in inspect.signature(gr.Image.__init__).parameters:
-        picture["buttons"] = ["download", "fullscreen"]  # the current gradio's others would put it on the internet
+        picture["buttons"] = ["download", "fullscreen"]  # not gradio's "share", which uploads the picture
     return {
         "status": gr.HTML("", elem_id="pu_unlearn_status", elem_classes=["pu-status"]),
         "curve": gr.Image(label="Loss by step", elem_id="pu_unlearn_curve", **picture),

@@ -1,4 +1,4 @@
-"""What the page's buttons do: values of the form in, updates of its parts out."""
+"""Handle the page's buttons: values of the form in, updates of its parts out."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import gradio as gr
 from . import form, launch, page_render
 from .training_job import Job
 
-PAUSE_S = 0.5  # between looks at the training
-DRAWINGS = 200  # of the curve over a run: each is a file that gradio keeps
+PAUSE_S = 0.5  # between two updates of the page
+DRAWINGS = 200  # of the loss curve in one training: gradio keeps a file of each
 
 
-def _said(names: Sequence[str], problems: Mapping[str, str]) -> list[Any]:
-    """Updates of the lines below the fields."""
+def _problem_lines(names: Sequence[str], problems: Mapping[str, str]) -> list[Any]:
+    """Return updates of the lines below the fields."""
     return [
         gr.update(value=html.escape(problems[name] if name == "general" else f"{name}: {problems[name]}"), visible=True)
         if name in problems
@@ -27,12 +27,14 @@ def _said(names: Sequence[str], problems: Mapping[str, str]) -> list[Any]:
 
 
 def _read(job: Job, names: Sequence[str], values: Sequence[Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns: settings for the trainer, and what is wrong with them by field."""
+    """Return settings for the trainer, and problems by field."""
     settings, problems = form.read(dict(zip(names, values, strict=True)), job.host.checkpoints(), job.host.roots)
     return {**settings, "device": job.host.device}, problems
 
 
 def starter(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
+    """Return what Start does. Args: names: of the inputs. lines: names of the problem lines."""
+
     def start(*values: Any) -> list[Any]:
         settings, problems = _read(job, names, values)
         if not problems:
@@ -40,30 +42,32 @@ def starter(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
                 job.start(settings)
             except ValueError as error:
                 problems = {"general": str(error)}
-        return _said(lines, problems)
+        return _problem_lines(lines, problems)
 
     return start
 
 
 def planner(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
+    """Return what Plan does. Args: names: of the inputs. lines: names of the problem lines."""
+
     def plan(*values: Any) -> Iterator[list[Any]]:
         settings, problems = _read(job, names, values)
         if problems:
-            yield [*_said(lines, problems), gr.update(visible=False)]
+            yield [*_problem_lines(lines, problems), gr.update(visible=False)]
             return
-        yield [*_said(lines, {}), gr.update(value="planning …", visible=True)]
+        yield [*_problem_lines(lines, {}), gr.update(value="planning …", visible=True)]
         try:
             text = "\n".join(job.alone(lambda: list(_plan(settings))))
         except (ValueError, launch.TrainerError) as error:
-            yield [*_said(lines, form.by_field(str(error))), gr.update(visible=False)]
+            yield [*_problem_lines(lines, form.by_field(str(error))), gr.update(visible=False)]
             return
-        yield [*_said(lines, {}), gr.update(value=f"<pre>{html.escape(text)}</pre>", visible=True)]
+        yield [*_problem_lines(lines, {}), gr.update(value=f"<pre>{html.escape(text)}</pre>", visible=True)]
 
     return plan
 
 
 def _plan(settings: Mapping[str, Any]) -> Iterator[str]:
-    """What the folders hold (the demo brings its own), and what training takes."""
+    """Yield the lines of a plan: the images found (not for the demo), and the memory that training needs."""
     for command in ("data", "plan") if "base" in settings else ("plan",):
         for event in launch.follow(launch.command([command], settings), lambda: None):
             if event["event"] == "data":
@@ -73,6 +77,8 @@ def _plan(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def watcher(job: Job) -> Any:
+    """Return what shows the training until it ends."""
+
     def watch() -> Iterator[list[Any]]:
         seen, drawn, picture = -1, -1, None
         while True:

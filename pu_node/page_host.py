@@ -1,10 +1,8 @@
-"""What the page needs of whoever shows it, a webui or `python -m trainer ui`, and where its LoRAs go."""
+"""Describe the program that shows the page (a webui or `python -m trainer ui`), and give it finished LoRAs."""
 
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,31 +13,34 @@ from PIL import Image
 
 from . import launch, result_cache
 
-INSTALL = Path(__file__).resolve().parents[1] / "install.py"
 PREVIEW_PX = 512
 
 
 @dataclass(frozen=True)
 class Host:
+    """Folders, checkpoints and the graphics card of the program that shows the page."""
+
     checkpoints: Callable[[], Mapping[str, Path]]  # name -> file
-    roots: Sequence[Path]  # absolute; folders of images lie below one of these
-    output: Path  # where run folders go
-    lora_folder: Callable[[], Path]  # where LoRAs are listed
-    # held while a training runs; calls its argument, which may raise, while it waits
+    roots: Sequence[Path]  # absolute; folders of images must lie below one of these
+    output: Path  # of run folders
+    lora_folder: Callable[[], Path]  # whose LoRAs the program lists
+    # a context that reserves the card; calls its argument, which may raise, while it waits for it
     card: Callable[[Callable[[], None]], AbstractContextManager[Any]]
-    rescan: Callable[[], None] = lambda: None  # look for new checkpoints
-    device: str = "auto"  # what to train on
+    rescan: Callable[[], None] = lambda: None  # looks for new checkpoints
+    device: str = "auto"  # to train on
 
 
-def missing() -> list[str]:
-    """What the trainer lacks in the Python that would run it, as far as can be told without starting it."""
-    if launch.python() != sys.executable:
-        return []
-    return runpy.run_path(str(INSTALL))["findings"]()
+def advice() -> str:
+    """Return what to do where the trainer's packages are not installed, or nothing if they are."""
+    try:
+        launch.python()
+    except launch.TrainerError as error:
+        return str(error)
+    return ""
 
 
 def free_name(host: Host, name: str) -> str:
-    """name, or name-2, name-3, …: nothing is overwritten, neither a run nor a LoRA of that name."""
+    """Return the first of name, name-2, name-3, … for which neither a run nor a LoRA exists."""
     number, candidate = 1, name
     while _is_used(host, candidate):
         number += 1
@@ -50,18 +51,18 @@ def free_name(host: Host, name: str) -> str:
 
 def _is_used(host: Host, name: str) -> bool:
     files = [folder / f"{name}{suffix}" for folder in (host.output, host.lora_folder()) for suffix in _SUFFIXES]
-    # a webui knows a LoRA by its bare name, whatever folder it lies in
+    # a webui finds a LoRA by its bare name, in any subfolder
     listed = (path.stem for path in host.lora_folder().rglob("*") if path.suffix in _LORAS)
     return any(path.exists() for path in (host.output / name, *files)) or name in listed
 
 
-NAME_BYTES = 100  # as the trainer has it
+NAME_BYTES = 100  # the trainer's limit
 _LORAS = (".safetensors", ".pt", ".ckpt")
 _SUFFIXES = (".safetensors", ".preview.png", ".json")
 
 
 def publish(lora: Path, folder: Path, *, picture: Path | None, description: str) -> Path:
-    """Put a LoRA where it is listed, with the picture and the notes that webuis show. Returns: the file there."""
+    """Copy a LoRA to the listed folder, with the picture and notes that webuis show. Return the copy."""
     target = folder / lora.name
     if target != lora:
         result_cache.write(target, lora.read_bytes())

@@ -1,4 +1,4 @@
-"""What the page shows of a training: pictures, and text whose every word from a run is escaped. No gradio here."""
+"""Render a training for the page: pictures, and HTML in which all text of the run is escaped. Without gradio."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from PIL import Image
 from . import drawing
 from .training_job import State
 
-SIDE_PX = 512  # of a picture on the page; the report has them whole
+SIDE_PX = 512  # longest side of a picture on the page; the report has full size
 
 
 def curve(state: State) -> Image.Image | None:
-    """Loss by step; None before the first one."""
+    """Return the loss curve; None before the first step."""
     return drawing.curve(state.unlabeled, state.sensitive, state.of) if state.step else None
 
 
 def pictures(state: State) -> Image.Image | None:
-    """Before and after where they are there, else the newest from during the training."""
+    """Return the pictures before and after training if they exist, else the newest of the training."""
     found = state.samples
     if "after" in found:
         return drawing.side_by_side([(kind, _opened(found[kind])) for kind in ("before", "after") if kind in found])
@@ -34,9 +34,9 @@ def _opened(path: Path) -> Image.Image:
 
 
 def status(state: State) -> str:
-    """Phase, bar and messages as HTML."""
+    """Return phase, progress bar and messages as HTML."""
     if state.phase == "idle":
-        return "Nothing was trained yet."
+        return "No training yet."
     words = html.escape(f"{state.name}: {state.ended or state.phase}")
     if state.step and state.is_active:
         words += f", step {state.step} of {state.of}"

@@ -1,4 +1,4 @@
-"""What earlier runs made, so that the same settings train once: ComfyUI forgets results when it restarts."""
+"""Remember the files of earlier trainings: ComfyUI forgets its results when it restarts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CODE = (".py", ".toml", ".npz", ".safetensors", ".json")  # of the trainer: what
 
 
 def key_of(settings: Mapping[str, Any], inputs: Iterable[Path]) -> str:
-    """Identity of a training: settings, the files it reads (name, size, time), and the trainer's own code."""
+    """Return the identity of a training: settings, the files it reads (name, size, time), and the trainer's code."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     code = [path for path in _files([PACK / "trainer"]) if path.suffix in CODE]
     for path in [*_files(inputs), *code]:
@@ -32,7 +32,7 @@ def _files(inputs: Iterable[Path]) -> list[Path]:
 
 
 class Results:
-    """A small JSON file: key -> what the run wrote. Entries whose files are gone count as absent."""
+    """A JSON file: key -> the files that a training wrote. An entry counts only while all its files exist."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -54,7 +54,7 @@ class Results:
 
 
 def write(target: Path, data: bytes) -> None:
-    """A file that is whole or absent."""
+    """Write a file so that it is complete or absent."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".pu-")
     try:

@@ -1,4 +1,4 @@
-"""The page's one training at a time: in a thread of its own, so that it goes on when the page is closed."""
+"""Run the page's one training at a time in a thread of its own, so that it continues when the page is closed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from . import launch, page_host
 from .page_host import Host
 
-PICTURES = 5  # times that pictures are made while it trains
-GRACE_S = 60.0  # after Cancel: a big model needs a while to finish its micro-batch and save
+PICTURES = 5  # times that pictures are made during training
+GRACE_S = 60.0  # after Cancel: a big model needs time to finish its micro-batch and save
 PHASES = {
-    "keep": "making pictures of what must stay",
+    "keep": "making pictures for prior preservation",
     "encode": "encoding images and captions",
     "prior": "estimating how many of the unlabeled images are sensitive",
     "load": "loading the model",
@@ -31,12 +31,12 @@ Result = TypeVar("Result")
 
 
 class Cancelled(Exception):
-    """The user does not want this training any more."""
+    """The user cancelled the training."""
 
 
 @dataclass
 class State:
-    """What the page shows. A copy is handed out: it does not change any more."""
+    """A snapshot of a training for the page. Readers get copies."""
 
     phase: str = "idle"
     ended: str = ""  # "", "done", "cancelled" or "failed"
@@ -48,7 +48,7 @@ class State:
     unlabeled: list[float] = field(default_factory=list)  # loss by step
     sensitive: list[float | None] = field(default_factory=list)
     samples: dict[str, Path] = field(default_factory=dict)  # newest picture by kind: step, before, after
-    notes: list[str] = field(default_factory=list)  # how the prior was estimated
+    notes: list[str] = field(default_factory=list)  # on the estimate of the prior
     warnings: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # to download
 
@@ -58,7 +58,7 @@ class State:
 
 
 class Job:
-    """Start it, look at its state, cancel it; all from any thread."""
+    """The page's training: start it, read its state, cancel it, from any thread."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -66,14 +66,14 @@ class Job:
         self._state, self._version = State(), 0
         self._thread: threading.Thread | None = None
         self._is_cancelled = threading.Event()
-        self._downloads = tempfile.TemporaryDirectory(prefix="pu-unlearn-")  # every gradio hands out files from here
+        self._downloads = tempfile.TemporaryDirectory(prefix="pu-unlearn-")  # every gradio may serve files from here
 
     @property
     def is_running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, settings: Mapping[str, Any]) -> None:
-        """Train with these settings. Raises: ValueError if a training is running."""
+        """Start a training. Raises: ValueError if one is running."""
         with self._changed:
             if self.is_running:
                 raise ValueError("a training is running: wait for it, or cancel it")
@@ -84,20 +84,21 @@ class Job:
             whole = {**settings, "name": name, "sample_every": every, "output_dir": str(self.host.output)}
             self._thread = threading.Thread(target=self._run, args=(whole,), daemon=True)
             self._thread.start()
-        self._tell()
+        self._update()
 
     def cancel(self) -> None:
+        """Ask the training to stop; its state is saved."""
         self._is_cancelled.set()
         if self.is_running:
-            self._tell(phase="stopping; what was trained is being saved")
+            self._update(phase="stopping and saving")
 
     def state(self, seen: int = -1, timeout_s: float = 0.0) -> tuple[State, int]:
-        """The state and its number. Args: seen: wait until there is another one than this, at most timeout_s."""
+        """Return the state and its number. Args: seen: a number; wait up to timeout_s for a newer state."""
         with self._changed:
             self._changed.wait_for(lambda: self._version != seen, timeout_s)
             return copy.deepcopy(self._state), self._version
 
-    def _tell(self, **changes: Any) -> None:
+    def _update(self, **changes: Any) -> None:
         with self._changed:
             for name, value in changes.items():
                 setattr(self._state, name, value)
@@ -110,32 +111,33 @@ class Job:
 
     def _run(self, settings: dict[str, Any]) -> None:
         try:
+            launch.python(is_checked=True)  # before the webui's model is taken off the card
             with self.host.card(self._check):
-                self._tell(phase="starting the trainer")
+                self._update(phase="starting the trainer")
                 for event in launch.follow(launch.command([], settings), self._check, grace_s=GRACE_S):
                     self._take(event, settings)
-            self._tell(ended="done")
+            self._update(ended="done")
         except Cancelled:
-            self._tell(ended="cancelled", message=self._what_is_left(settings))
+            self._update(ended="cancelled", message=self._how_to_resume(settings))
         except launch.TrainerError as error:
-            self._tell(ended="failed", message=str(error))
-        except Exception as error:  # a thread's exception would reach nobody
-            said = f"{type(error).__name__}: {error}"
-            if self._state.files:  # it is trained and in its place; the webui could not have its model back, say
-                self._tell(ended="done", warnings=[*self._state.warnings, said])
+            self._update(ended="failed", message=str(error))
+        except Exception as error:  # nothing else would show the exception of a thread
+            message = f"{type(error).__name__}: {error}"
+            if self._state.files:  # the LoRA is finished; for example, the webui's model could not be loaded again
+                self._update(ended="done", warnings=[*self._state.warnings, message])
             else:
-                self._tell(ended="failed", message=said)
+                self._update(ended="failed", message=message)
 
-    def _what_is_left(self, settings: Mapping[str, Any]) -> str:
-        """After a training was cancelled."""
+    def _how_to_resume(self, settings: Mapping[str, Any]) -> str:
+        """Return the message after a cancelled training."""
         steps = self._state.step
         if not any((self.host.output / settings["name"] / "state").glob("step*.safetensors")):
-            return f"{steps} steps were taken; too few to go on from" if steps else ""
-        go_on = f'python -m trainer --resume --name "{settings["name"]}" --output-dir "{settings["output_dir"]}"'
-        return f"{steps} steps were taken. To go on: {go_on}"
+            return f"Stopped at step {steps}, before the first save: there is nothing to resume." if steps else ""
+        resume = f'python -m trainer --resume --name "{settings["name"]}" --output-dir "{settings["output_dir"]}"'
+        return f"Stopped at step {steps}. To resume, run: {resume}"
 
     def alone(self, work: Callable[[], Result]) -> Result:
-        """Do something quick with the card as a training would find it. Raises: ValueError if a training is running."""
+        """Run something short with the card reserved as for a training. Raises: ValueError if a training is running."""
         if self.is_running:
             raise ValueError("a training is running: wait for it, or cancel it")
         with self.host.card(lambda: None):
@@ -146,14 +148,14 @@ class Job:
         if kind == "step":
             self._step(event)
         elif kind == "phase" and event["name"] in PHASES and not self._is_cancelled.is_set():
-            self._tell(phase=PHASES[event["name"]])
+            self._update(phase=PHASES[event["name"]])
         elif kind == "sample":
-            self._tell(samples={**self._state.samples, event["kind"]: Path(event["path"])})
+            self._update(samples={**self._state.samples, event["kind"]: Path(event["path"])})
         elif kind == "prior":
-            settings["prior"] = event["value"]  # estimated: what the description of the LoRA says
-            self._tell(notes=[*self._state.notes, event["message"]])
+            settings["prior"] = event["value"]  # the estimate, for the description of the LoRA
+            self._update(notes=[*self._state.notes, event["message"]])
         elif kind == "warning":
-            self._tell(warnings=[*self._state.warnings, event["message"]])
+            self._update(warnings=[*self._state.warnings, event["message"]])
         elif kind == "done":
             self._done(event, settings)
 
@@ -163,7 +165,7 @@ class Job:
         with self._changed:
             self._state.unlabeled.append(loss)
             self._state.sensitive.append(None if ratio is None or loss is None else ratio * loss)
-        self._tell(step=event["step"], of=event["of"], seconds_left=left)
+        self._update(step=event["step"], of=event["of"], seconds_left=left)
 
     def _done(self, event: launch.Event, settings: Mapping[str, Any]) -> None:
         recipe = ", ".join(f"{name} {settings[name]}" for name in ("objective", "steps", "prior", "temperature"))
@@ -178,4 +180,4 @@ class Job:
         shutil.copyfile(target, lora)
         shutil.copyfile(event["report"], report)
         words = [*rates, f"The LoRA is {target}", f"In a prompt: <lora:{target.stem}:1>"]
-        self._tell(files=[lora, report], message="\n".join(words))
+        self._update(files=[lora, report], message="\n".join(words))

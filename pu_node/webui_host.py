@@ -1,4 +1,4 @@
-"""A1111 and Forge as the page's host: their checkpoints, their LoRA folder, their lock and their memory.
+"""Connect the page with A1111 or Forge: their checkpoints, LoRA folder, lock and GPU memory.
 
 Their modules are imported when they are needed: importing this one needs no webui.
 """
@@ -19,12 +19,12 @@ POLL_S = 0.5
 
 @functools.lru_cache(maxsize=1)
 def job() -> Job:
-    """The webui's one training; it survives "Reload UI", which builds the page again."""
+    """Return the webui's one training; it survives "Reload UI", which builds the page again."""
     from modules import shared
     from modules.paths_internal import data_path
 
     data = Path(data_path).absolute()
-    given = getattr(shared.cmd_opts, "pu_unlearn_allow_dir", None)  # not there before the first restart
+    given = getattr(shared.cmd_opts, "pu_unlearn_allow_dir", None)  # absent until the first restart
     roots = [Path(folder).absolute() for folder in given or [data]]
     number = getattr(shared.cmd_opts, "device_id", None)  # of the card that the webui uses
     device = "auto" if number is None else f"cuda:{number}"
@@ -32,7 +32,7 @@ def job() -> Job:
 
 
 def checkpoints() -> dict[str, Path]:
-    """The webui's own list."""
+    """Return the webui's own list: name -> file."""
     from modules import sd_models
 
     return {info.name: Path(info.filename) for info in sd_models.checkpoints_list.values()}
@@ -52,16 +52,16 @@ def lora_folder() -> Path:
 
 @contextlib.contextmanager
 def card(check: Callable[[], None]) -> Iterator[None]:
-    """The graphics card for the trainer: the webui's model leaves it, and pictures wait until the training ends.
+    """Reserve the graphics card: unload the webui's model and make picture requests wait until the training ends.
 
-    Args: check: called while the webui is busy with pictures; what it raises ends the waiting.
+    Args: check: called while the webui generates pictures; an exception from it ends the waiting.
     """
     from modules.call_queue import queue_lock
 
     while not queue_lock.acquire(blocking=False):
         check()
         time.sleep(POLL_S)
-    with contextlib.ExitStack() as back:  # each of these is done whatever the others do
+    with contextlib.ExitStack() as back:  # each of these runs even if another raises
         back.callback(queue_lock.release)
         check()
         back.callback(_refresh)
@@ -83,7 +83,7 @@ def _unload() -> None:
 
 
 def _load() -> None:
-    """A1111 from 1.6 on only moved its model away and does not look where it is; older ones and Forge load by need."""
+    """Move the model back: A1111 from 1.6 on does not do it by itself; older versions and Forge load on demand."""
     from modules import sd_models, shared
 
     if hasattr(sd_models, "send_model_to_device") and sd_models.model_data.sd_model is not None:
@@ -91,7 +91,7 @@ def _load() -> None:
 
 
 def _refresh() -> None:
-    """The LoRA list; a prompt may name the new one at once."""
+    """Refresh the list of LoRAs, so that prompts can use the new one at once."""
     from modules import ui_extra_networks
 
     for page in ui_extra_networks.extra_pages:

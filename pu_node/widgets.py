@@ -1,9 +1,10 @@
-"""Widgets made from trainer/schema.json: one source for default, range and help of every setting."""
+"""Make widgets from trainer/schema.json: one source for default, range and help of every setting."""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,37 @@ TRAINER = Path(__file__).resolve().parents[1] / "trainer"
 SCHEMA = TRAINER / "schema.json"
 DEMO = "[built-in digits demo]"
 PRESETS = {"auto": None, "low VRAM": "lowvram", "medium VRAM": "medvram", "high VRAM": "highvram"}
+OPTION = re.compile(r"--([a-z][a-z0-9-]*)")  # of the trainer's command line, in its messages
+OTHER_WIDGETS = {  # options of other commands, and of training, that nodes ask for under the same or another name
+    **{name: name for name in ("unlabeled", "sensitive", "resolution", "skip_bad_images", "labeled", "retain_prompts")},
+    **{name: name for name in ("unlabeled_prompt", "contaminate_prompt", "negative_prompt", "guidance", "sampler")},
+    **{name: name for name in ("n_unlabeled", "n_contaminate", "n_sensitive", "top")},
+    **{option: f'preset "{preset}"' for preset, option in PRESETS.items() if option},
+    "base": "checkpoint",
+    "lora": "lora_name",
+    "n": "pictures",
+    "out": "folder",
+}
 
 
 @functools.lru_cache(maxsize=1)
 def fields() -> dict[str, dict[str, Any]]:
-    """The exposed settings: name -> JSON schema."""
+    """Return the exposed settings: name -> JSON schema."""
     return json.loads(SCHEMA.read_text(encoding="utf-8"))["fields"]
 
 
-def kind_of(field: dict[str, Any]) -> str:
-    """combo, boolean, integer, number or string. Optional settings count as what they are when given."""
+def in_node_words(message: str) -> str:
+    """Return a message of the trainer with the names of widgets in place of the options that they set."""
+
+    def widget(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return name if name in fields() else OTHER_WIDGETS.get(name, found[0])
+
+    return OPTION.sub(widget, message)
+
+
+def kind_of(field: Mapping[str, Any]) -> str:
+    """Return combo, boolean, integer, number or string: of an optional setting, what it is when it is set."""
     options = [field, *field.get("anyOf", [])]
     for option in options:
         if "enum" in option:
@@ -32,36 +54,38 @@ def kind_of(field: dict[str, Any]) -> str:
     raise ValueError(f"no widget for {field}")
 
 
-def limits(field: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Smallest and largest value; an exclusive limit is moved by a ten-thousandth."""
+def limits(field: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return the smallest and the largest value; an exclusive limit is moved by a ten-thousandth."""
     field = {**field, **numeric(field)}
-    low = field.get("minimum", field.get("exclusiveMinimum"))
-    high = field.get("maximum", field.get("exclusiveMaximum"))
-    if "exclusiveMinimum" in field and kind_of(field) == "number":
-        low += 1e-4 if low == 0 and (high or 1) >= 1 and not _is_fine(field.get("default")) else 1e-7
-    if "exclusiveMaximum" in field:
-        high -= 1 if kind_of(field) == "integer" else 1e-4
+    low, high = field.get("minimum"), field.get("maximum")
+    above, below = field.get("exclusiveMinimum"), field.get("exclusiveMaximum")
+    is_whole = kind_of(field) == "integer"
+    if above is not None:
+        is_coarse = above == 0 and (high or below or 1) >= 1 and not _is_fine(field.get("default"))
+        low = above if is_whole else above + (1e-4 if is_coarse else 1e-7)
+    if below is not None:
+        high = below - (1 if is_whole else 1e-4)
     return low, high
 
 
 def numeric(field: Mapping[str, Any]) -> dict[str, Any]:
-    """The numeric one of a field's types: those that may also be "auto" or unset keep their limits there."""
+    """Return the numeric one of a field's types: settings that may also be "auto" or unset have their limits there."""
     return next((option for option in field.get("anyOf", []) if option.get("type") in ("integer", "number")), {})
 
 
 def may_be_absent(field: Mapping[str, Any]) -> bool:
-    """Whether a setting need not be given: unset or estimated is then what the trainer makes of it."""
+    """Return whether a setting may be left unset: the trainer then ignores or estimates it."""
     return field.get("default", "") is None or (field.get("default") == "auto" and bool(numeric(field)))
 
 
 def make(io: Any, name: str, **changes: Any) -> Any:
-    """One input of a V3 node. Args: io: comfy_api.latest.io. changes: other default, or other arguments."""
+    """Return one input of a V3 node. Args: io: comfy_api.latest.io. changes: another default, or other arguments."""
     field = fields()[name]
     low, high = limits(field)
-    shared = {"tooltip": field["description"], "default": field.get("default"), **changes}
+    shared = {"tooltip": in_node_words(field["description"]), "default": field.get("default"), **changes}
     kind, is_fine = kind_of(field), _is_fine(shared["default"])
     if shared["default"] in (None, "auto") and kind in ("integer", "number"):
-        low, shared["default"] = 0, 0  # stands for "not set", see `given`
+        low, shared["default"] = 0, 0  # means "not set", see `given`
         shared["tooltip"] += "; 0: " + ("auto" if field["default"] == "auto" else "not set")
     if kind == "combo":
         return io.Combo.Input(name, options=list(field["enum"]), **shared)
@@ -75,11 +99,11 @@ def make(io: Any, name: str, **changes: Any) -> Any:
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """Widget values as settings: 0 and empty text mean "not set" where a setting may be, which the trainer knows."""
+    """Return widget values as settings: 0 and empty text become None where a setting may be left unset."""
     optional = {name for name, field in fields().items() if may_be_absent(field)}
     return {name: None if name in optional and not value else value for name, value in values.items()}
 
 
 def _is_fine(default: Any) -> bool:
-    """Whether a number is so small that hundredths would be too coarse, as a learning rate is."""
+    """Return whether a number, such as a learning rate, needs finer steps than hundredths."""
     return isinstance(default, int | float) and default < 1e-2

@@ -1,6 +1,6 @@
-"""A1111's and Forge's entry: a tab with the page.
+"""Add the tab with the page to A1111 and Forge.
 
-The pack is loaded by its path under a name of its own: another extension may be called pu_node or trainer.
+The pack is loaded by its path under a unique name: another extension may be called pu_node or trainer.
 """
 
 import importlib
@@ -14,7 +14,7 @@ PACK = "pu_unlearn_pack"
 
 
 def on_ui_tabs():
-    """Called by the webui. Returns: the page, its title and its id."""
+    """Return the page, its title and its id; the webui calls this."""
     if PACK not in sys.modules:
         init = Path(__file__).resolve().parents[1] / "pu_node" / "__init__.py"
         spec = importlib.util.spec_from_file_location(PACK, init, submodule_search_locations=[str(init.parent)])

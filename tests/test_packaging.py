@@ -1,8 +1,7 @@
-"""What hosts demand: the entry, install.py, requirements.txt that change nothing which is installed, the templates."""
+"""What hosts demand: the entry, requirements.txt that changes nothing which is installed, the templates."""
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -37,26 +36,6 @@ def test_every_node_has_a_literal_id_and_a_help_page():
     for name in (n for n in NODES if n.startswith("PU")):
         assert f'node_id="{name}"' in text
         assert len((ROOT / "pu_node" / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")) > 100
-
-
-def test_install_explains_and_succeeds(capsys, monkeypatch):
-    monkeypatch.delenv("PU_UNLEARN_PYTHON", raising=False)
-    module = runpy.run_path(str(ROOT / "install.py"))
-    assert module["numbers"]("2.14.1+cu130") == (2, 14, 1)
-    assert module["numbers"]("0.3.0.dev1") == (0, 3, 0, 1)
-    monkeypatch.setitem(module["NEEDED"], "a-package-that-is-not", "1")
-    monkeypatch.setitem(module["NEEDED"], "pip", "9999")
-    module["main"]()
-    said = capsys.readouterr().out
-    assert "a-package-that-is-not is missing" in said
-    assert "is too old (needed: 9999 or newer)" in said
-    assert "PU_UNLEARN_PYTHON" in said
-    monkeypatch.setenv("PU_UNLEARN_PYTHON", "/own/python")
-    module["main"]()
-    assert capsys.readouterr().out == "PU Unlearn: training runs with /own/python.\n"
-    done = subprocess.run([sys.executable, str(ROOT / "install.py")], capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0
-    assert all(line.startswith(("PU Unlearn:", "  ")) for line in done.stdout.splitlines())
 
 
 def test_requirements_name_neither_torch_nor_diffusers():

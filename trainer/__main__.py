@@ -1,6 +1,6 @@
 """`python -m trainer`: argv -> command, exit codes. A user's error is one sentence, never a traceback.
 
-Everything that imports torch is imported late: --help and every error about options and paths come at once.
+Everything that imports torch is imported late: --help and errors about options and paths appear within a second.
 """
 
 import logging

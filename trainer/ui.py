@@ -1,4 +1,4 @@
-"""The `ui` command: the page of A1111 and Forge with no webui around it, in a browser on this machine."""
+"""The `ui` command: the page of A1111 and Forge by itself, in a browser on this machine."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _pack(name: str) -> ModuleType:
-    """A module of pu_node, found by its path: that package is no part of this one, and its name may be another's."""
+    """Load a module of pu_node by its path: another extension may have a package of that name."""
     if PACK not in sys.modules:
         init = PACK_FOLDER / "__init__.py"
         spec = importlib.util.spec_from_file_location(PACK, init, submodule_search_locations=[str(PACK_FOLDER)])
@@ -100,7 +100,7 @@ def _pack(name: str) -> ModuleType:
 
 
 def _models(folders: Sequence[Path]) -> dict[str, Path]:
-    """Checkpoints by their path below the folder they were found in."""
+    """List checkpoints by their path below their folder."""
     return {
         str(path.relative_to(folder)): path
         for folder in folders

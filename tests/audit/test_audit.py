@@ -16,6 +16,7 @@ from trainer.audit.features import Images, encoder_features, unet_features
 from trainer.audit.ranking import near_duplicates
 from trainer.builtin import MODEL, classifier, digits
 from trainer.data.folders import Sample
+from trainer.data.latent_cache import LatentCache
 from trainer.memory.memory_plan import MemoryPlan
 from trainer.models import base_model
 from trainer.objective import class_prior
@@ -28,8 +29,8 @@ def is_odd(paths):
 
 
 def images(samples, cache):
-    device = torch.device("cpu")
-    return Images(base_model.Base(MODEL), samples, 64, True, cache, device, MemoryPlan("fp32", "fp32"), lambda *_: None)
+    latents = LatentCache(base_model.Base(MODEL), cache, 64, bucket=True, device=torch.device("cpu"))
+    return Images(latents, samples, MemoryPlan("fp32", "fp32"), lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from trainer.builtin import CONFIG
 from trainer.common.errors import UserError
 from trainer.config import kohya_flags
-from trainer.config.arguments import FLAGS, parse
+from trainer.config.arguments import RunOptions, parse
 from trainer.config.train_config import TrainConfig
 
 # flag -> (words on the command line, our field, its value)
@@ -95,14 +95,16 @@ def config_of(folders, *words):
 
 def test_the_table_holds_exactly_the_accepted_flags():
     assert USED.keys() == kohya_flags.MEANS.keys()
-    assert {field for field, _ in kohya_flags.MEANS.values()} <= TrainConfig.model_fields.keys() | FLAGS.keys()
+    assert {
+        field for field, _ in kohya_flags.MEANS.values()
+    } <= TrainConfig.model_fields.keys() | RunOptions.model_fields.keys()
     refused = kohya_flags.REFUSED.keys() | kohya_flags.ANYWAY.keys()
     assert not refused & (kohya_flags.MEANS.keys() | TrainConfig.model_fields.keys())
 
 
 def test_every_flag_of_kohyas_is_answered():
     assert len(KOHYAS.split()) > 190
-    known = {name.replace("-", "_") for name in FLAGS} | TrainConfig.model_fields.keys() | kohya_flags.FLAGS
+    known = RunOptions.model_fields.keys() | TrainConfig.model_fields.keys() | kohya_flags.FLAGS
     assert set(KOHYAS.split()) <= known
 
 

@@ -154,6 +154,6 @@ def test_missing_xformers_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
     unet = base_model.load_unet(base_model.Base(MODEL), torch.float32)
     said = []
-    memory_plan.apply_plan(unet, MemoryPlan("fp32", "fp32", attention="xformers"), device=CPU, say=said.append)
+    memory_plan.apply_plan(unet, MemoryPlan("fp32", "fp32", attention="xformers"), device=CPU, warn=said.append)
     assert len(said) == 1
     assert "stays with torch's sdpa" in said[0]

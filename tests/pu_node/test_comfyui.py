@@ -221,7 +221,7 @@ def test_runs_are_compared(server):
     assert [row["run"] for row in newest][-2:] == ["warm-1", "warm-6"]
     node["inputs"]["runs"] = "warm-1 | nowhere"
     _, last = server.run({"1": node})
-    assert "there is no run 'nowhere'" in last[1]["exception_message"]
+    assert "no training named 'nowhere'" in last[1]["exception_message"]
     node["inputs"]["runs"] = "../warm-1"
     assert "must be a plain name" in server.post("prompt", {"prompt": {"1": node}})["refused"]
 
@@ -263,7 +263,7 @@ def test_the_demo_trains_on_made_data(server):
     assert "prior = 0.4" in settings
     assert json.dumps(str(folder.resolve() / "unlabeled")) in settings
     _, last = server.run({"1": make_data(steps=3)})
-    assert "--steps: the images there have 2, not 3" in last[1]["exception_message"]
+    assert "steps: the images there have 2, not 3" in last[1]["exception_message"]
 
 
 def test_a_checkpoint_makes_data(server):

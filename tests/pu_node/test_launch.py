@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pu_node import launch
+from pu_node import environment, launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,14 +47,86 @@ def test_python_can_be_another_one(monkeypatch):
     assert launch.command([], {})[0] == "/opt/own/python"
 
 
-def test_an_environment_of_its_own_is_found(monkeypatch, tmp_path):
+@pytest.fixture
+def packs_folder(monkeypatch, tmp_path):
+    """A folder of the test's own in place of the pack's, without an environment and without recorded checks."""
     monkeypatch.delenv(launch.PYTHON_VARIABLE, raising=False)
-    monkeypatch.setattr(launch, "OWN_ENVIRONMENT", tmp_path)
+    for name, path in (("OWN", "venv"), ("CHECKED", "checked.json"), ("FAILED", "failed.txt"), ("STATE", "")):
+        monkeypatch.setattr(environment, name, tmp_path / path)
+    own = tmp_path / "venv" / "bin" / "python"
+    monkeypatch.setattr(environment, "own_python", lambda: own)
+    environment._checked_here.cache_clear()
+    yield tmp_path
+    environment._checked_here.cache_clear()
+
+
+def make_own():
+    environment.own_python().parent.mkdir(parents=True)
+    environment.own_python().touch()
+    return str(environment.own_python())
+
+
+def test_the_hosts_python_trains_where_its_packages_fit(packs_folder, monkeypatch):
     assert launch.python() == sys.executable
-    own = tmp_path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    own.parent.mkdir()
-    own.touch()
-    assert launch.python() == str(own)
+    own = make_own()
+    assert launch.python() == sys.executable
+    monkeypatch.setattr(environment, "missing", lambda: ["diffusers is missing"])
+    assert launch.python() == own
+
+
+def test_a_host_whose_imports_fail_is_not_chosen(packs_folder, monkeypatch):
+    """install.py recorded it; a change of the host's packages asks for a new check."""
+    monkeypatch.setattr(environment, "import_error", lambda python: "ImportError: broken")
+    assert environment.record(sys.executable) == "ImportError: broken"
+    with pytest.raises(launch.TrainerError, match=r"not installed: ImportError: broken\."):
+        launch.python()
+    own = make_own()
+    assert launch.python() == own
+    monkeypatch.setattr(environment, "ALSO_WATCHED", ("pip",))
+    assert launch.python() == sys.executable
+
+
+def test_before_the_card_is_cleared_imports_are_checked_once(packs_folder, monkeypatch):
+    checked = []
+    monkeypatch.setattr(environment, "import_error", lambda python: checked.append(python) or "ImportError: broken")
+    assert launch.python() == sys.executable
+    for _ in range(2):
+        with pytest.raises(launch.TrainerError, match="packages are not installed"):
+            launch.python(is_checked=True)
+    assert checked == [sys.executable]
+
+
+def test_missing_packages_are_named_with_the_reason_and_one_command(packs_folder, monkeypatch):
+    monkeypatch.setattr(environment, "missing", lambda: ["diffusers is missing (needed: >=0.35,<0.43)"])
+    (packs_folder / "failed.txt").write_text("the download failed: the package index cannot be reached\n")
+    with pytest.raises(launch.TrainerError) as found:
+        launch.command([], {})
+    assert str(found.value).splitlines() == [
+        "The trainer's packages are not installed: diffusers is missing (needed: >=0.35,<0.43).",
+        "The last installation failed: the download failed: the package index cannot be reached.",
+        "Run this in a terminal, then start again:",
+        f"{sys.executable} {ROOT / 'install.py'}",
+    ]
+
+
+@pytest.mark.parametrize("way", ["traceback", "event"])
+def test_an_import_that_fails_in_the_child_says_what_to_do(way):
+    code = "import a_package_that_is_not"
+    if way == "event":
+        code = 'print(\'{"event": "error", "message": "ModuleNotFoundError: No module named \\\'x\\\'"}\'); exit(1)'
+    with pytest.raises(launch.TrainerError) as found:
+        list(launch.follow(child(code), lambda: None))
+    first, _, command = str(found.value).splitlines()
+    assert first.startswith("The trainer's packages are not installed: No module named '")
+    assert command == environment.install_command()
+
+
+def test_the_reason_is_read_to_its_end():
+    """It may still be in the pipe when the child has ended."""
+    code = "import sys; sys.stderr.write('error: ' + 'x' * 60000 + ' the end'); sys.stdout.close(); sys.exit(2)"
+    for _ in range(10):
+        with pytest.raises(launch.TrainerError, match=r"the end$"):
+            list(launch.follow(child(code), lambda: None))
 
 
 def test_bad_input_is_told_in_the_trainers_own_words():

@@ -217,12 +217,12 @@ def test_one_training_at_a_time_which_can_be_cancelled(host, monkeypatch):
     work.cancel()
     state = ended(work)
     assert state.ended == "cancelled"
-    assert state.message == "1 steps were taken; too few to go on from"
+    assert state.message == "Stopped at step 1, before the first save: there is nothing to resume."
     work._thread.join(5)
     saved = host.output / "x" / "state" / "step00000001.safetensors"
     saved.parent.mkdir(parents=True)
     saved.touch()
-    assert '--resume --name "x"' in work._what_is_left({"name": "x", "output_dir": str(host.output)})
+    assert '--resume --name "x"' in work._how_to_resume({"name": "x", "output_dir": str(host.output)})
     work.start(RUN)
     work.cancel()
     assert ended(work).ended == "cancelled"

@@ -25,6 +25,17 @@ def test_every_field_is_on_the_page(tmp_path):
         assert f"pu_unlearn_{name}" in parts
 
 
+def test_missing_packages_are_said_on_the_page(monkeypatch):
+    from pu_node import environment, page
+
+    assert page._notice(page_host.advice()) == ""
+    monkeypatch.setattr(environment, "python", lambda **_: None)
+    monkeypatch.setattr(environment, "missing", lambda: ["diffusers is missing (needed: <0.43)"])
+    said = page._notice(page_host.advice())
+    assert "The trainer&#x27;s packages are not installed: diffusers is missing (needed: &lt;0.43)." in said
+    assert "install.py" in said
+
+
 def test_bad_values_come_back_beside_their_fields(tmp_path):
     from pu_node import page_events
 

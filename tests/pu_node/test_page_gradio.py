@@ -185,7 +185,7 @@ def test_a_user_trains_cancels_and_trains_again(version, pythons, data, browser,
         user.open_tab()
         user.wait("status", f"of {STEPS}")
         user.click("cancel")
-        assert "steps were taken" in user.wait("status", "cancelled")
+        assert "Stopped at step" in user.wait("status", "cancelled")
         lists = data / ("loras" if host == "alone" else "models/Lora")
         assert not (lists / "seen.json").exists()
         user.fill("name", "seen")
@@ -234,7 +234,7 @@ def refuse_bad_input(user, data, shot):
     user.click("plan")
     assert "no images" in user.wait("problem", "images")  # the trainer's own words, without its options
     user.choose("checkpoint", "digits demo")
-    assert "Nothing was trained yet" in user.text("status")
+    assert "No training yet" in user.text("status")
 
 
 def train_an_own_checkpoint(user, shot):

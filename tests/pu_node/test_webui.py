@@ -7,10 +7,7 @@ loader) and in copies of A1111's.
 import datetime
 import importlib
 import json
-import os
 import re
-import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -211,32 +208,3 @@ def test_the_webuis_second_card_is_trained_on(webui):
 
     shared.cmd_opts.device_id = "1"
     assert webui.job().host.device == "cuda:1"
-
-
-def test_install_in_a_webui_changes_nothing_and_says_what_to_do(tmp_path, monkeypatch, capsys):
-    module = runpy.run_path(str(ROOT / "install.py"))
-    monkeypatch.setitem(module["NEEDED"], "pip", "9999")
-    names = module["main"].__globals__
-    monkeypatch.setitem(names, "in_webui", lambda: True)
-    monkeypatch.setitem(names, "own_python", lambda: tmp_path / "none")
-    monkeypatch.delenv("PU_UNLEARN_PYTHON", raising=False)
-    for name in ("run", "Popen", "check_call"):
-        monkeypatch.setattr(subprocess, name, lambda *_, **__: pytest.fail("it started a program"))
-    monkeypatch.setattr(os, "system", lambda *_: pytest.fail("it started a program"))
-    module["main"]()
-    said = capsys.readouterr().out
-    assert "is too old (needed: 9999" in said
-    assert "the webui's own packages stay as they are" in said
-    assert "PU_UNLEARN_PYTHON" in said
-
-
-def test_install_recognises_a_webui(tmp_path):
-    """By the module that it puts on the path of extensions' installers."""
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "launch_utils.py").touch()
-    code = f"import runpy; print(runpy.run_path({str(ROOT / 'install.py')!r})['in_webui']())"
-    for path, expected in ((tmp_path, "True"), (tmp_path / "modules", "False")):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONPATH": str(path)}, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip() == expected

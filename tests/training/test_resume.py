@@ -83,7 +83,7 @@ def test_settings_changed_by_hand_are_refused(trainer, broken):
     path.write_text(re.sub(r"(?m)^lr = .*$", "lr = 0.5", path.read_text()))
     refused = trainer("--resume", "--name", "pu-lora", "--output-dir", broken)
     assert refused.returncode == 2
-    assert re.search(r"not the run that was begun: --lr was [0-9.e-]+, is 0\.5", refused.stderr), refused.stderr
+    assert re.search(r"this is not the interrupted run: --lr was [0-9.e-]+, is 0\.5", refused.stderr), refused.stderr
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_other_data_are_refused(trainer, own_folders, tmp_path, change):
     CHANGES[change](*own_folders.values())
     refused = trainer("--resume", "--name", "pu-lora", "--output-dir", out, "--steps", 4)
     assert refused.returncode == 2
-    assert "the model or the images, their names, captions or folders are others" in refused.stderr
+    assert "the model, the images, their captions or their split have changed" in refused.stderr
 
 
 def test_the_same_data_may_lie_elsewhere(trainer, own_folders, tmp_path):

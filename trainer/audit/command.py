@@ -1,6 +1,6 @@
 """The commands `audit` and `prior`: which unlabeled images are probably sensitive, and how many of them.
 
-Neither trains a diffusion model: the base model's features tell the two folders apart as far as they can be told.
+Neither trains a diffusion model: a classifier on the base model's features separates the two folders.
 """
 
 import argparse
@@ -8,8 +8,9 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from ..common.events import EventWriter
 from ..common.files import replacing, write_text
 from ..common.interrupts import follow_parent
 from ..config.arguments import Invocation, parse
+from ..config.parser import command_parser, refuse, validated
 from ..data import contact_sheet, inputs
 from ..data.folders import Folders
 from ..models import base_model, hub
@@ -28,95 +30,133 @@ from ..models.base_model import Base
 from ..objective.class_prior import Prior
 from ..reporting import html
 from .auto_prior import describe, usable
-from .ranking import SCORES, AuditOptions, Ranking, near_duplicates, rank
+from .ranking import AuditOptions, Ranking, near_duplicates, rank
+
+SHOWN_PAIRS = 50  # near-duplicates on the page; audit.json lists all
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an audit found."""
+
+    prior: Prior | None  # None where the score comes from a LoRA
+    ranked: list[tuple[Path, float]]  # unlabeled images with their scores, the most probably sensitive first
+    duplicates: list[tuple[Path, Path]]  # pairs of near-duplicates
+    across: list[tuple[Path, Path]]  # those of them that lie in both folders: the commonest mistake
 
 
 def main(argv: Sequence[str]) -> int:
-    """The `audit` command. Returns: an exit code."""
-    if {"-h", "--help"} & set(argv):
-        print(HELP)
-        return errors.DONE
-    how, rest = _read(argv)
-    invocation = parse(rest, CONFIG, others=[f"--{name.replace('_', '-')}" for name in vars(how)])
-    folders, found, folder = _ranked(invocation, how)
-    order = np.argsort(-found.scores, kind="stable")
-    ranked = [(found.unlabeled[i].path, float(found.scores[i])) for i in order]
-    top = [path for path, _ in ranked[: how.top]]
-    pairs = near_duplicates([s.path for s in (*folders.unlabeled, *folders.sensitive, *folders.held_out)])
-    _save(folder, found.prior, ranked, pairs, how.top)
-    lines = [*(describe(found.prior) if found.prior else []), *_describe_duplicates(pairs, folders)]
-    lines.append(f"most probably sensitive among the unlabeled: {', '.join(p.name for p in top[:8])}, …")
-    lines.append(f"all, ranked: {folder / 'audit.csv'}; the first {len(top)}: {folder / 'audit.png'}")
-    if how.move_to:
-        lines.append(_move(top, how.move_to, really=how.apply))
-    if how.exclude:
-        write_text(how.exclude, "".join(f"{path}\n" for path in top))
-        lines.append(f"named the first {len(top)} in {how.exclude}; train without them: --exclude {how.exclude}")
-    report = folder / "audit.html"
-    parts = [*map(html.says, lines), html.heading("Most probably sensitive"), html.picture(folder / "audit.png")]
-    html.save(report, f"Audit of {folder.name.removesuffix('-audit')}", parts)
+    """Run the `audit` command. Returns: an exit code. Raises: UserError."""
+    known, rest = make_parser().parse_known_args(argv)
+    how = _options(vars(known))
+    names = [f"--{name.replace('_', '-')}" for name in AuditOptions.model_fields]
+    invocation = parse(rest, CONFIG, others=names)
+    folders, ranking, folder = _ranked(invocation, how)
+    found = _result(folders, ranking)
+    _save(folder, found, how.top)
+    notes = [*_describe(found, folder, how.top), *_act(found, how)]
+    report = _write_page(folder, found, how.top, notes)
+    lines = [*(describe(found.prior) if found.prior else []), *_describe_across(found), *notes]
     prior = None if found.prior is None else usable(found.prior)
     places = {"sheet": str(folder / "audit.png"), "report": str(report)}
     EventWriter(is_on=invocation.events).answer([*lines, f"page: {report}"], "audit", prior=prior, **places)
     return errors.DONE
 
 
-def _read(argv: Sequence[str]) -> tuple[AuditOptions, list[str]]:
-    """The command's own options, and the rest. Raises: UserError."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    kinds = {"score": str, "encoder": str, "lora": Path, "top": str, "move-to": Path, "exclude": Path}
-    for name, kind in kinds.items():
-        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
-    parser.add_argument("--apply", action="store_true")
-    given, rest = parser.parse_known_args(argv)
-    values = vars(given)
-    problems = []
-    if values.get("score", "unet") not in SCORES:
-        problems.append(f"--score: must be one of {', '.join(SCORES)}, got {values['score']!r}")
-    for score, option in (("encoder", "encoder"), ("lora", "lora")):
-        if (values.get("score") == score) != (option in values):
-            problems.append(f"--score {score} and --{option} go together")
-    if "lora" in values and not values["lora"].is_file():
-        problems.append(f"--lora: no file {values['lora']}")
-    if not values.get("top", "1").isdigit() or not int(values.get("top", "1")):
-        problems.append(f"--top: must be a whole number from 1, got {values['top']!r}")
-    if "exclude" in values and values["exclude"].exists():
-        problems.append(f"--exclude: {values['exclude']} is there already; this command writes it, and overwrites none")
-    if values["apply"] and "move_to" not in values:
-        problems.append("--apply: says that --move-to is meant; name its folder")
-    if problems:
-        raise UserError("\n".join(problems))
-    return AuditOptions(**{**values, "top": int(values.get("top", AuditOptions.top))}), rest
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options that `audit` has beside those of a training."""
+    return command_parser(
+        "audit",
+        AuditOptions,
+        "Rank the unlabeled images by how likely they are sensitive, estimate the prior, and list near-duplicates. "
+        "Needs the base model and the two folders; writes audit.csv, audit.png, audit.json and audit.html to "
+        "OUTPUT/NAME-audit/.",
+        usage="%(prog)s [--score …] [--top N] [--move-to DIR [--apply]] [--exclude FILE] [options of the trainer]",
+        epilog="all options of the trainer: python -m trainer --help",
+    )
 
 
-def _save(
-    folder: Path, prior: Prior | None, ranked: list[tuple[Path, float]], pairs: list[tuple[Path, Path]], top: int
-) -> None:
+def _options(given: dict[str, Any]) -> AuditOptions:
+    """Return the command's own options. Raises: UserError listing every problem."""
+    problems: list[str] = []
+    how = validated(AuditOptions, given, problems)
+    for score, value in (("encoder", how.encoder), ("lora", how.lora)):
+        if (how.score == score) != (value is not None):
+            problems.append(f"--score {score} and --{score} go together")
+    if how.lora and not how.lora.is_file():
+        problems.append(f"--lora: no file {how.lora}")
+    if how.exclude and how.exclude.exists():
+        problems.append(f"--exclude: {how.exclude} exists already and is not overwritten; name a new file")
+    if how.apply and not how.move_to:
+        problems.append("--apply: moves files to --move-to; name that folder")
+    refuse(problems)
+    return how
+
+
+def _result(folders: Folders, ranking: Ranking) -> Result:
+    order = np.argsort(-ranking.scores, kind="stable")
+    ranked = [(ranking.unlabeled[i].path, float(ranking.scores[i])) for i in order]
+    pairs = near_duplicates([s.path for s in (*folders.unlabeled, *folders.sensitive, *folders.held_out)])
+    unlabeled = {s.path for s in folders.unlabeled}
+    across = [(a, b) for a, b in pairs if (a in unlabeled) != (b in unlabeled)]
+    return Result(ranking.prior, ranked, pairs, across)
+
+
+def _save(folder: Path, found: Result, top: int) -> None:
+    """Write audit.csv, audit.png and audit.json."""
     with replacing(folder / "audit.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        rows = [(i, f"{score:.6f}", path) for i, (path, score) in enumerate(ranked, 1)]
+        rows = [(i, f"{score:.6f}", path) for i, (path, score) in enumerate(found.ranked, 1)]
         csv.writer(file).writerows([("rank", "score", "image"), *rows])
-    contact_sheet.save_ranked(ranked[:top], folder / "audit.png")
+    contact_sheet.save_ranked(found.ranked[:top], folder / "audit.png")
     result = {
-        "prior": prior and asdict(prior),
-        "ranked": [{"image": str(path), "score": score} for path, score in ranked],
-        "near_duplicates": [[str(a), str(b)] for a, b in pairs],
+        "prior": found.prior and asdict(found.prior),
+        "ranked": [{"image": str(path), "score": score} for path, score in found.ranked],
+        "near_duplicates": [[str(a), str(b)] for a, b in found.duplicates],
     }
     write_text(folder / "audit.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
+def _write_page(folder: Path, found: Result, top: int, notes: Sequence[str]) -> Path:
+    """Write audit.html. Returns: its path."""
+    page = folder / "audit.html"
+    html.save(
+        page,
+        "audit.html",
+        title=f"Audit of {folder.name.removesuffix('-audit')}",
+        prior=found.prior,
+        warning=_doubt(found.prior) if found.prior else None,
+        notes=notes,
+        ranked=found.ranked,
+        top=[(i, f"{score:.2f}", path) for i, (path, score) in enumerate(found.ranked[:top], 1)],
+        sheet=folder / "audit.png",
+        duplicates=sorted(found.duplicates, key=lambda pair: pair not in found.across)[:SHOWN_PAIRS],
+        n_across=len(found.across),
+    )
+    return page
+
+
+def _doubt(prior: Prior) -> str | None:
+    """Return the sentence that says why the estimate is no better than a guess; None if it is better."""
+    return None if prior.is_telling else describe(prior)[-1]
+
+
 def prior_main(argv: Sequence[str]) -> int:
-    """The `prior` command. Returns: an exit code."""
+    """Run the `prior` command. Returns: an exit code. Raises: UserError."""
     invocation = parse(argv, CONFIG)
-    _, found, folder = _ranked(invocation, AuditOptions())
-    write_text(folder / "prior.json", json.dumps(asdict(found.prior), indent=1) + "\n")
-    lines = describe(found.prior)
-    html.save(folder / "prior.html", f"Prior of {folder.name.removesuffix('-audit')}", map(html.says, lines))
-    EventWriter(is_on=invocation.events).answer(lines, "prior", **asdict(found.prior))
+    _, ranking, folder = _ranked(invocation, AuditOptions())
+    prior = ranking.prior
+    assert prior is not None  # every score but a LoRA's comes with an estimate
+    write_text(folder / "prior.json", json.dumps(asdict(prior), indent=1) + "\n")
+    title = f"Prior of {folder.name.removesuffix('-audit')}"
+    html.save(folder / "prior.html", "prior.html", title=title, prior=prior, warning=_doubt(prior))
+    EventWriter(is_on=invocation.events).answer(describe(prior), "prior", **asdict(prior))
     return errors.DONE
 
 
 def _ranked(invocation: Invocation, how: AuditOptions) -> tuple[Folders, Ranking, Path]:
+    """Return the images, their ranking, and the folder of results. Raises: UserError."""
     config = inputs.with_digits(invocation.config, ONE) if invocation.is_builtin else invocation.config
+    assert config.base is not None  # parse refuses folders without a model
     base = Base(hub.resolve_model_path(config.base), config.vae, config.prediction_type)
     base_model.check(base)
     folders = inputs.find(config.model_copy(update={"prompt": config.prompt or ""}))  # captions do not matter here
@@ -134,14 +174,33 @@ def _ranked(invocation: Invocation, how: AuditOptions) -> tuple[Folders, Ranking
     return folders, found, folder
 
 
-def _describe_duplicates(pairs: Sequence[tuple[Path, Path]], folders: Folders) -> list[str]:
-    """Copies of sensitive images among the unlabeled first: the commonest mistake."""
-    unlabeled = {s.path for s in folders.unlabeled}
-    across = [(a, b) for a, b in pairs if (a in unlabeled) != (b in unlabeled)]
-    lines = [f"in both folders: {a} = {b}" for a, b in across[:10]]
-    if len(across) > 10:
-        lines.append(f"… and {len(across) - 10} more in both folders, see audit.json")
-    return [*lines, f"near-duplicates: {len(pairs)} pairs, {len(across)} of them across the two folders"]
+def _describe_across(found: Result) -> list[str]:
+    """Return the pairs across the two folders, the first ten of them in full."""
+    lines = [f"in both folders: {a} = {b}" for a, b in found.across[:10]]
+    if len(found.across) > 10:
+        lines.append(f"… and {len(found.across) - 10} more in both folders, see audit.json")
+    return lines
+
+
+def _describe(found: Result, folder: Path, top: int) -> list[str]:
+    shown = found.ranked[:top]
+    return [
+        f"near-duplicates: {len(found.duplicates)} pairs, {len(found.across)} of them across the two folders",
+        f"most probably sensitive among the unlabeled: {', '.join(path.name for path, _ in shown[:8])}, …",
+        f"all, ranked: {folder / 'audit.csv'}; the first {len(shown)}: {folder / 'audit.png'}",
+    ]
+
+
+def _act(found: Result, how: AuditOptions) -> list[str]:
+    """Move or exclude the first images as the options say. Returns: what was done. Raises: UserError."""
+    top = [path for path, _ in found.ranked[: how.top]]
+    lines = []
+    if how.move_to:
+        lines.append(_move(top, how.move_to, really=how.apply))
+    if how.exclude:
+        write_text(how.exclude, "".join(f"{path}\n" for path in top))
+        lines.append(f"named the first {len(top)} in {how.exclude}; train without them: --exclude {how.exclude}")
+    return lines
 
 
 def _move(paths: Sequence[Path], target: Path, *, really: bool) -> str:
@@ -154,22 +213,8 @@ def _move(paths: Sequence[Path], target: Path, *, really: bool) -> str:
             f"--move-to: {target} has files of these names already ({', '.join(taken[:3])}); nothing was moved"
         )
     if not really:
-        return f"would move {len(found)} files to {target}; look at the sheet, then say --apply"
+        return f"would move {len(found)} files to {target}; look at the sheet, then add --apply"
     target.mkdir(parents=True, exist_ok=True)
     for path in found:
         shutil.move(path, target / path.name)
     return f"moved {len(found)} files to {target}"
-
-
-HELP = """usage: python -m trainer audit [--score …] [--top N] [--move-to DIR [--apply]] [options of the trainer]
-
-Ranks the unlabeled images by how likely they are sensitive, estimates the prior, and names near-duplicates.
-Needs the base model and the two folders; writes audit.csv, audit.png and audit.json to OUTPUT/NAME-audit/.
-
-  --score unet          by the base model's own features (the default)
-  --score encoder --encoder DIR   by those of an image encoder of transformers, such as CLIP: a folder or hub id
-  --score lora --lora FILE        after training: by how much the LoRA raised the model's error
-  --top N        how many to show, and to move [48]
-  --move-to DIR  say which files would be moved there
-  --apply        move them
-  --exclude FILE name them in a text file instead, which training understands: --exclude FILE"""

@@ -3,31 +3,41 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from ..common.errors import UserError
 from ..common.interrupts import Progress
-from ..config.train_config import TrainConfig
+from ..config.parser import Directory, Flag, Positive, Takes
+from ..config.train_config import TrainConfig, option
 from ..data.folders import Folders, Sample
 from ..models.base_model import Base
 from ..objective import class_prior
 from ..objective.class_prior import Prior
 
-SCORES = ("unet", "encoder", "lora")
 
-
-@dataclass(frozen=True)
-class AuditOptions:
+class AuditOptions(BaseModel):
     """What images are scored by, and what is done with the result: the command's own options."""
 
-    score: str = "unet"
-    encoder: str | None = None
-    lora: Path | None = None
-    top: int = 48
-    move_to: Path | None = None
-    exclude: Path | None = None
-    apply: bool = False
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    score: Literal["unet", "encoder", "lora"] = option(
+        "unet",
+        "what images are ranked by: the base model's own features (unet), those of an image encoder (encoder), "
+        "or, after training, how much the LoRA raised the model's error (lora)",
+    )
+    encoder: str | None = option(
+        None, "with --score encoder: an image encoder of transformers, such as CLIP: a folder or hub id"
+    )
+    lora: Path | None = option(None, "with --score lora: the LoRA file")
+    top: Positive = option(48, "how many images to show, and to move or exclude")
+    move_to: Directory = option(None, "list the files that --apply would move to this folder")
+    exclude: Annotated[Path | None, Takes("FILE")] = option(
+        None, "write their names to a text file, with which the training's --exclude leaves them out"
+    )
+    apply: Flag = option(False, "move the files to --move-to")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The judge of the built-in default: a small CNN that reads digits, for rates and Fréchet distances."""
+"""The classifier of the built-in digits: a small CNN, for rates and Fréchet distances."""
 
 import itertools
 
@@ -40,6 +40,6 @@ def load() -> DigitClassifier:
 
 @torch.no_grad()
 def classify(model: DigitClassifier, images: Tensor, batch: int = 250) -> tuple[Tensor, Tensor]:
-    """Args: images: [n, 64, 64] uint8. Returns: (digit [n] int64, features [n, 64] fp32)."""
+    """Classify digits. Args: images: [n, 64, 64] uint8. Returns: (digit [n] int64, features [n, 64] fp32)."""
     parts = [model((chunk.float() / 127.5 - 1)[:, None]) for chunk in images.split(batch)]
     return torch.cat([p[0] for p in parts]).argmax(1), torch.cat([p[1] for p in parts])

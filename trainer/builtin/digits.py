@@ -28,14 +28,14 @@ def _arrays() -> dict[str, np.ndarray]:
 
 
 def load(part: str) -> Digits:
-    """One part: `model` (3,500: base model and classifier), `folders` (500) or `held_out` (1,000: measuring only)."""
+    """Load one part: `model` (3,500: base model, classifier), `folders` (500) or `held_out` (1,000, to measure)."""
     arrays = _arrays()
     chosen = arrays["part"] == PARTS.index(part)
     return Digits(arrays["images"][chosen], arrays["labels"][chosen])
 
 
 def render(images: np.ndarray) -> np.ndarray:
-    """[n, 28, 28] -> [n, 64, 64] uint8: a border of two pixels, then bicubic to the model's resolution."""
+    """Enlarge [n, 28, 28] digits to [n, 64, 64] uint8: a border of two pixels, then bicubic interpolation."""
     bordered = np.pad(images, ((0, 0), (2, 2), (2, 2)))
     size = (SIZE_PX, SIZE_PX)
     return np.stack([np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BICUBIC)) for i in bordered])
@@ -50,10 +50,10 @@ def own_prompt(label: int) -> str:
 
 
 def choose(n_unlabeled: int, n_sensitive: int, *, normal_only: bool = False) -> tuple[Digits, Digits]:
-    """The unlabeled mixture (a fifth of it sensitive) and the labeled sensitive digits, classes balanced, no overlap.
+    """Choose the unlabeled digits (a fifth of them sensitive) and the sensitive ones: classes balanced, no overlap.
 
     Args:
-        normal_only: leave the hidden sensitive digits out, which nobody can do with real data: the yardstick
+        normal_only: leave the hidden sensitive digits out, which is impossible with real data: an upper reference
             "what clean data would give".
     Returns: (unlabeled in a fixed mixed order, sensitive).
     Raises: ValueError if the 500 digits of this part do not suffice.
@@ -71,7 +71,7 @@ def choose(n_unlabeled: int, n_sensitive: int, *, normal_only: bool = False) -> 
     hidden = odd[:0] if normal_only else odd[:n_hidden]
     mixture = np.random.default_rng(0).permutation(np.concatenate([even[:n_even], hidden]))
     labeled = odd[n_hidden : n_hidden + n_sensitive]
-    return tuple(Digits(pool.images[i], pool.labels[i]) for i in (mixture, labeled))
+    return Digits(pool.images[mixture], pool.labels[mixture]), Digits(pool.images[labeled], pool.labels[labeled])
 
 
 def _round_robin(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def _round_robin(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def write_folders(
     root: Path, n_unlabeled: int = 400, n_sensitive: int = 100, *, normal_only: bool = False
 ) -> dict[str, Path]:
-    """Write PNG folders `unlabeled`, `sensitive` and `sensitive_captioned` below root, where they are not there yet.
+    """Write PNG folders `unlabeled`, `sensitive` and `sensitive_captioned` below root, unless they exist.
 
     The third holds the images of the second, each with a `.txt` naming its digit.
 

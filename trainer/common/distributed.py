@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this is."""
+    """This process's place among those that train together."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Only the first one writes and speaks."""
+        """Whether this is the first process, the only one that writes files and prints."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This rank's items; ranks may get unequal numbers, or none."""
+        """Return this rank's items; ranks may get unequal numbers, or none."""
         return items if self.world == 1 else items[self.rank :: self.world]
 
     def gather(self, mine: Tensor, n: int) -> Tensor:
@@ -53,7 +53,7 @@ class Ranks:
                 torch.distributed.all_reduce(tensor)
 
     def any(self, mine: bool, device: Any) -> bool:
-        """Whether it holds on any rank."""
+        """Return whether `mine` is true on any rank."""
         if self.world == 1:
             return mine
         import torch
@@ -63,7 +63,7 @@ class Ranks:
         return bool(flag.item())
 
     def all_gather(self, mine: T) -> list[T]:
-        """What each rank has (text or numbers), on every rank."""
+        """Collect each rank's value (text or numbers). Returns: the list, on every rank."""
         if self.world == 1:
             return [mine]
         from accelerate.utils import gather_object
@@ -78,7 +78,7 @@ class Ranks:
             torch.distributed.barrier()
 
     def broadcast(self, value: T) -> T:
-        """The first rank's value (text or numbers), on every rank."""
+        """Return the first rank's value (text or numbers) on every rank."""
         if self.world == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -91,9 +91,9 @@ PATIENCE = timedelta(hours=4)  # how long all wait for one: the first alone esti
 
 
 def from_environment(*, is_cpu: bool = False) -> Ranks:
-    """What the launcher says of this process, which joins the others here. Alone, it imports no torch.
+    """Join the other processes of a launcher (its environment variables); a single process imports no torch.
 
-    Args: is_cpu: a card is not to be used even where there is one.
+    Args: is_cpu: do not use a GPU even where there is one.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:

@@ -4,7 +4,7 @@ DONE, FAILED, BAD_INPUT, OUT_OF_MEMORY, STOPPED = 0, 1, 2, 3, 130
 
 
 class UserError(Exception):
-    """Something that the user can mend. Its text is all they see: what, where, what was found, what to do."""
+    """A mistake that the user can fix. The text is all they see: what, where, what was found, what to do."""
 
 
 class NonFinite(Exception):
@@ -12,4 +12,4 @@ class NonFinite(Exception):
 
 
 class Stopped(BaseException):
-    """The user asked to stop. No Exception: nothing that survives a failed picture may swallow it."""
+    """The user asked to stop. Not an Exception, so that no handler of ordinary failures swallows it."""

@@ -21,7 +21,7 @@ DISK = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 @contextlib.contextmanager
 def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary path beside target; renamed onto it when the block ends well, removed when it does not.
+    """Yield a temporary path beside target; rename it onto target if the block succeeds, remove it if it fails.
 
     It lies in a folder of its own, for what writes it (safetensors, for one) may have temporary files, too.
 
@@ -51,7 +51,7 @@ def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def raise_for(target: Path, error: Exception, folder: Path) -> None:
-    """Raises: OSError with target as its file, if error is the system's, about what was written in folder for it."""
+    """Raise an OSError that names target, if error is the system's and about what was written in folder for it."""
     if isinstance(error, OSError):
         if error.filename is None or str(error.filename).startswith(str(folder)):
             raise OSError(error.errno, error.strerror, str(target)) from error
@@ -68,7 +68,7 @@ def write_text(target: Path, text: str) -> None:
 
 
 def describe_write_error(error: BaseException) -> str | None:
-    """What to say of an error that is the disk's (full, or not ours to write to); None of any other."""
+    """Describe an error of the disk (full, or not writable) in a sentence. Returns: None for any other error."""
     if not isinstance(error, OSError) or error.errno not in DISK:
         return None
     verb = "write" if error.errno in FULL else "read or write"
@@ -91,7 +91,7 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold folder for this process. Raises: UserError if another one does."""
+    """Hold folder for this process. Raises: UserError if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -106,7 +106,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A folder beside target, renamed onto it when the block ends well. What a killed process left of it goes first."""
+    """Yield a folder beside target; rename it onto target if the block succeeds. Remove what a killed process left."""
     new, old = (target.with_name(f".{target.name}.{age}") for age in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     try:

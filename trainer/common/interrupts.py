@@ -1,4 +1,4 @@
-"""How a run is asked to stop: by a signal, or by the end of whoever started it."""
+"""Stopping a run: by a signal, or because the program that started it has ended."""
 
 import _thread
 import contextlib
@@ -45,7 +45,7 @@ def stoppable() -> Iterator[Check]:
 
 
 def follow_parent() -> None:
-    """Stop as on Ctrl-C when standard input ends: whoever started this process is gone, or wants it gone."""
+    """Stop as on Ctrl-C when standard input ends: the program that started this process has ended or closed it."""
 
     def watch() -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -14,6 +14,9 @@ WEIGHTS = {
 
 
 def is_hub_id(base: str) -> bool:
-    """Can what is no path here be a hub id? A file's name, or one in a folder that is here, is a mistyped path."""
+    """Return whether a text that is no existing path can be a hub id.
+
+    A model file's name, or a path below an existing folder, counts as a mistyped path.
+    """
     path = Path(base)
     return bool(HUB_ID.fullmatch(base)) and path.suffix.lower() not in MODEL_FILES and not path.parent.exists()

@@ -7,5 +7,5 @@ ORDER, NOISE, CAPTION, VIEW, SPLIT, CROP, NAMES = range(7)
 
 
 def rng(*key: int) -> np.random.Generator:
-    """A generator of its own for each key, such as (seed, stream, step, position)."""
+    """Return the generator that belongs to a key, such as (seed, stream, step, position)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

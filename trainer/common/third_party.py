@@ -1,4 +1,4 @@
-"""Libraries of others: without what they tell everyone; and one that is there in the wrong build."""
+"""Third-party libraries: silence their routine messages, and detect a PyTorch build without CUDA."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from shutil import which
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Libraries report here what is no news to a user (a missing torchvision, the weights they loaded)."""
+    """Silence messages of libraries that a user cannot act on (a missing torchvision, the weights they loaded)."""
     import diffusers.utils.logging as diffusers_log
     import transformers.utils.logging as transformers_log
 
@@ -29,9 +29,12 @@ def quiet() -> Iterator[None]:
 
 
 def torch_without_cuda() -> str | None:
-    """What to say where an NVIDIA card is idle because torch came without CUDA. Reads a file: no slow import."""
+    """Detect a PyTorch build without CUDA on a machine with an NVIDIA card, without importing torch.
+
+    Returns: what to do about it, or None.
+    """
     spec = find_spec("torch")
-    if spec is None or which("nvidia-smi") is None:
+    if spec is None or spec.origin is None or which("nvidia-smi") is None:
         return None
     text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
     if "cuda: Optional[str] = None" not in text and "cuda = None" not in text:

@@ -1,4 +1,4 @@
-"""kohya's flags in our words, for those who bring their command lines along; and why some have no meaning here."""
+"""kohya's flags translated into our options, and the reason for each flag that is not supported."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -128,7 +128,7 @@ _REASONS = {
     "always safetensors; leave it out": "save_model_as",
     "counts steps or epochs there; --keep-states counts states": "save_last_n_steps save_last_n_steps_state "
     "save_last_n_epochs save_last_n_epochs_state",
-    "--resume goes on with the run of this --name at its own step": "skip_until_initial_step initial_step "
+    "--resume continues the run of this --name at its own step": "skip_until_initial_step initial_step "
     "initial_epoch resume_from_huggingface",
     "two sensitive images, or a tenth, are held out by themselves": "validation_seed validation_split "
     "validate_every_n_steps validate_every_n_epochs max_validation_steps",
@@ -151,14 +151,14 @@ FLAGS = MEANS.keys() | VALUES.keys() | ANYWAY.keys() | REFUSED.keys()
 
 
 def flat(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """A TOML file's settings. kohya's files may put them into sections, whose names mean nothing."""
+    """Flatten a TOML file's settings: kohya's files may group them into sections, whose names mean nothing."""
     parts = [value if isinstance(value, dict) else {key: value} for key, value in table.items()]
     names = {name for part in parts for name in part}
     return [(key, value) for part in parts for key, value in part.items() if BEATEN.get(key) not in names]
 
 
 def translate(argv: Sequence[str], problems: list[str]) -> list[str]:
-    """A command line in our words: dashes for underscores, our names for kohya's. What is refused is left out.
+    """Translate a command line: dashes for underscores, our names for kohya's. Unsupported flags are left out.
 
     Args: problems: gets one sentence for each refused flag.
     """
@@ -179,7 +179,7 @@ def translate(argv: Sequence[str], problems: list[str]) -> list[str]:
 
 
 def take(flag: str, value: Any, where: str, problems: list[str]) -> tuple[str, Any] | None:
-    """One of FLAGS in our words.
+    """Translate one of FLAGS into our options.
 
     Args:
         value: as text, or as TOML has it; None where it is missing.
@@ -204,11 +204,11 @@ def take(flag: str, value: Any, where: str, problems: list[str]) -> tuple[str, A
 
 
 def _following(flag: str, rest: list[str]) -> str | bool | None:
-    """The value of a flag, taken from the words after it; True for a switch."""
+    """Return the value of a flag, taken from the words after it; True for a switch."""
     if ANYWAY.get(flag) == "true" or MEANS.get(flag, (flag, None))[1] is not None:
         return True
     most = 1 if flag in MEANS or flag in VALUES else len(rest)  # of what is refused, all values go
-    values = []
+    values: list[str] = []
     while rest and len(values) < most and not rest[0].startswith("--"):
         values.append(rest.pop(0))
     return " ".join(values) if values else None
@@ -222,7 +222,7 @@ def _option(ours: str, value: Any) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    """1, 1.0 and "1.00" are one value, and so are True and "true"."""
+    """Normalize a value: 1, 1.0 and "1.00" are the same, and so are True and "true"."""
     text = str(value).strip().lower()
     try:
         return f"{float(text):g}"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 def option(default: Any, text: str, *, exposed: bool = False, also: tuple[str, ...] = (), **limits: Any) -> Any:
-    """One setting. `exposed` ones become widgets: never a path, a program or a class name. `also`: other spellings."""
+    """Declare one setting. Args: exposed: becomes a widget (never a path or program). also: other spellings."""
     return Field(default, description=text, json_schema_extra={"exposed": exposed, "also": list(also)}, **limits)
 
 
@@ -16,12 +16,12 @@ Share = Annotated[float, Field(gt=0, lt=1)] | Literal["auto"]
 Count = Annotated[int, Field(ge=1)] | Literal["auto"]
 Count0 = Annotated[int, Field(ge=0)] | Literal["auto", "all"]
 NAME_RULE = "must be letters, digits, spaces and _.+- only, and start with a letter, a digit or _"
-NAME_BYTES = 100  # file systems bear 255, of which suffixes and temporary names take some
+NAME_BYTES = 100  # file systems allow 255, of which suffixes and temporary names take some
 DEVICES = {"con", "nul", "aux", "prn", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
 class TrainConfig(BaseModel):
-    """The settings of one training run. Frozen; `command_line.parse` makes it, config.toml keeps it."""
+    """The settings of one training run. Frozen; made by `arguments.parse`, saved as config.toml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # to_toml has no word for them
 
@@ -34,7 +34,9 @@ class TrainConfig(BaseModel):
     prediction_type: Literal["auto", "epsilon", "v"] = option(
         "auto", "what the U-Net predicts; auto: what the model says, else the noise (epsilon)"
     )
-    unlabeled: Path | None = option(None, "folder of unlabeled images: the mixture nobody cleaned")
+    unlabeled: Path | None = option(
+        None, "folder of unlabeled images: an unsorted mixture, some of them may be sensitive"
+    )
     sensitive: Path | None = option(None, "folder of sensitive images: what must not come out")
     data: Path | None = option(None, "folder that holds both, as unlabeled/ and sensitive/")
     prompt: str | None = option(None, "caption of images without a .txt or .caption file beside them", exposed=True)
@@ -126,7 +128,7 @@ class TrainConfig(BaseModel):
     offload: Count0 = option("auto", "blocks of the U-Net whose weights stay in CPU memory; or 'all'")
     attention: Literal["sdpa", "xformers"] = option("sdpa", "xformers is used only where it proves to work")
 
-    init_lora: Path | None = option(None, "LoRA file to go on from, of this --rank; its alpha may differ")
+    init_lora: Path | None = option(None, "LoRA file to continue from; needs the same --rank, its alpha may differ")
 
     # results
     name: str = option(
@@ -180,7 +182,7 @@ FREE_ON_RESUME = {
     "unlabeled",
     "sensitive",
     "data",
-    "steps",  # the cosine goes on as if it had been meant to be this long
+    "steps",  # the cosine schedule continues as if the run had always been this long
     "device",
     "vram_budget",
     "micro_batch",
@@ -199,20 +201,20 @@ FREE_ON_RESUME = {
 
 
 def folders_of(config: TrainConfig) -> dict[str, Path | None]:
-    """The two image folders, whichever way they were named; None where they were not."""
+    """Return the two image folders, from --data or their own options; None for one that was not given."""
     if config.data:
         return {"unlabeled": config.data / "unlabeled", "sensitive": config.data / "sensitive"}
     return {"unlabeled": config.unlabeled, "sensitive": config.sensitive}
 
 
 def to_toml(config: TrainConfig) -> str:
-    """The settings as TOML that --config reads back; what is unset is left out, as TOML has no null."""
+    """Write the settings as TOML that --config reads back; unset ones are left out, as TOML has no null."""
     values = {k: v for k, v in config.model_dump(mode="json").items() if v is not None}
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def schema() -> dict[str, Any]:
-    """What the UIs make their widgets from: the exposed fields, with type, range, default and help."""
+    """Return the exposed settings with type, range, default and help: the UIs make their widgets from them."""
     full = TrainConfig.model_json_schema()["properties"]
     exposed = {
         name: full[name] for name, field in TrainConfig.model_fields.items() if field.json_schema_extra["exposed"]

@@ -1,4 +1,4 @@
-"""Faults of settings that no single field shows: contradictions, a resumed run's changes, paths that are not there."""
+"""Checks across settings: contradictions, changes of a resumed run, paths that do not exist."""
 
 import os
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from .train_config import FREE_ON_RESUME, TrainConfig, folders_of
 
 
 def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
-    """One sentence for each. Args: needs_images: whether a model of one's own calls for folders."""
+    """Describe each contradiction in one sentence. Args: needs_images: whether image folders are required."""
     problems = []
     folders = folders_of(config)
     if config.base is None:
@@ -48,7 +48,7 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
 
 
 def differences(before: TrainConfig, now: TrainConfig, said: Collection[str], *, steps_done: int) -> list[str]:
-    """Why a run cannot go on with other settings than it was started with. Args: said: those that were named anew."""
+    """List the settings that a resumed run may not change. Args: said: the settings given on the command line."""
     problems = []
     for name in said:
         was, new = getattr(before, name), getattr(now, name)
@@ -61,7 +61,7 @@ def differences(before: TrainConfig, now: TrainConfig, said: Collection[str], *,
 
 
 def _of_whole_networks(config: TrainConfig) -> list[str]:
-    """What belongs to a LoRA."""
+    """List LoRA-only settings that contradict --network full."""
     values = {"weights": ("auto", "fp32"), "offload": ("auto", 0), "init_lora": (None,), "save_merged": ("no",)}
     found = [name for name, allowed in values.items() if getattr(config, name) not in allowed]
     problems = [f"--{name.replace('_', '-')}: belongs to a LoRA, not to --network full" for name in found]
@@ -71,7 +71,7 @@ def _of_whole_networks(config: TrainConfig) -> list[str]:
 
 
 def not_there(base: str, vae: Path | None) -> list[str]:
-    """What of a model is neither here nor, by its name, on the hub."""
+    """List model paths that neither exist nor can be hub ids."""
     problems = []
     if base != BUILTIN and not Path(base).exists() and not is_hub_id(base):
         problems.append(f"--base: {base} does not exist")
@@ -81,7 +81,7 @@ def not_there(base: str, vae: Path | None) -> list[str]:
 
 
 def no_output_folder(option: str, *paths: Path) -> list[str]:
-    """Why nothing can be written to them, each reason once."""
+    """Explain why output folders cannot be written to, each reason once."""
     there = {next(place for place in (path, *path.absolute().parents) if place.exists()) for path in paths}
     files = [f"{option}: {place} is a file, not a folder" for place in there if not place.is_dir()]
     return files + [f"{option}: {place} cannot be written to" for place in there if not os.access(place, os.W_OK)]

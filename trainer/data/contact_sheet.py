@@ -1,4 +1,4 @@
-"""Contact sheets: what the trainer will see of the two folders' first images; what an audit puts first."""
+"""Contact sheets: the first images of both folders, the top of an audit, and plain grids of pictures."""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ def save(folders: Folders, target: Path) -> None:
     save_groups({"unlabeled": folders.unlabeled, "sensitive": [*folders.sensitive, *folders.held_out]}, target)
 
 
-def save_groups(piles: dict[str, list[Sample]], target: Path) -> None:
-    """Write a PNG: up to 24 images of each pile, under its name. Empty piles are left out."""
-    parts = [_part(f"{name}: {len(pile)} images", pile) for name, pile in piles.items() if pile]
+def save_groups(groups: dict[str, list[Sample]], target: Path) -> None:
+    """Write a PNG: up to 24 images of each group under its name. Empty groups are left out."""
+    parts = [_part(f"{name}: {len(samples)} images", samples) for name, samples in groups.items() if samples]
     sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
     y = 0
     for part in parts:
@@ -44,8 +44,8 @@ def save_ranked(ranked: Sequence[tuple[Path, float]], target: Path) -> None:
         sheet.save(temporary)
 
 
-def _part(label: str, pile: list[Sample]) -> Image.Image:
-    shown = pile[: COLUMNS * ROWS]
+def _part(label: str, samples: list[Sample]) -> Image.Image:
+    shown = samples[: COLUMNS * ROWS]
     image = Image.new("RGB", (COLUMNS * TILE_PX, BAR_PX + TILE_PX * math.ceil(len(shown) / COLUMNS)), "white")
     ImageDraw.Draw(image).text((4, 4), label, fill="black", font=ImageFont.load_default(16))
     for i, sample in enumerate(shown):
@@ -55,7 +55,7 @@ def _part(label: str, pile: list[Sample]) -> Image.Image:
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
-    """[n, h, w, 3] uint8 -> one picture, as square as it gets, two white pixels apart."""
+    """Arrange [n, h, w, 3] uint8 in one nearly square picture, two white pixels apart."""
     n, height, width, _ = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

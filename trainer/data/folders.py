@@ -1,4 +1,4 @@
-"""Two folders of images -> lists of samples, and each image as the model sees it. No tensors, no models."""
+"""Two folders of images become lists of samples: what is read, held out, or skipped and why."""
 
 import warnings
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def scan(
 
 
 def _excluded(file: Path, images: list[Path]) -> set[Path]:
-    """Those of images that a text file names, by their path or name. Raises: UserError for a name that fits none."""
+    """Return the images that a text file names, by path or name. Raises: UserError for an unknown name."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -101,7 +101,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def caption_of(image: Path) -> str | None:
-    """The text beside an image (`cat.txt` or `cat.caption` for `cat.png`), None where there is none or it is empty."""
+    """Read the caption file of an image (`cat.txt` or `cat.caption` for `cat.png`); None if missing or empty."""
     for suffix in CAPTION_SUFFIXES:
         beside = image.with_suffix(suffix)
         if beside.is_file():
@@ -113,7 +113,7 @@ def caption_of(image: Path) -> str | None:
 
 
 def _fault(path: Path) -> str | None:
-    """Why an image cannot be used, or None. Reads the whole file: a truncated one opens well."""
+    """Say why an image cannot be used, or None. Reads the whole file: a truncated one opens without error."""
     if not path.stat().st_size:
         return "empty file (0 bytes)"
     try:
@@ -131,7 +131,7 @@ def _fault(path: Path) -> str | None:
 
 
 def _hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Part a tenth off, at least two. Raises: UserError if nothing would be left to train on."""
+    """Split off a tenth, at least two. Raises: UserError if nothing would be left to train on."""
     n = max(MIN_HELD_OUT, round(HELD_OUT_SHARE * len(samples)))
     if len(samples) <= n:
         raise UserError(

@@ -19,7 +19,7 @@ STEP_PX = 64  # between the sides of buckets
 
 @dataclass(frozen=True)
 class View:
-    """One of the versions in which an image is seen. crop 0 is the plain one: the largest part in the middle."""
+    """One version of an image: flipped or not, and which crop; crop 0 is the largest centered one."""
 
     flip: bool = False
     crop: int = 0
@@ -29,7 +29,7 @@ PLAIN = View()
 
 
 def training_size(path: Path, resolution: int, *, bucket: bool) -> tuple[int, int]:
-    """Width and height in which an image is trained, by its own size.
+    """Return the width and height at which an image is trained, by its own size.
 
     Args:
         resolution: side of the square whose area is the most that is trained.
@@ -44,7 +44,7 @@ def training_size(path: Path, resolution: int, *, bucket: bool) -> tuple[int, in
 
 
 def bucket_of(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """The size, sides multiples of 64, of at most resolution's area and no larger than the image, nearest in shape.
+    """Return the bucket nearest in shape: sides are multiples of 64, within resolution's area and the image's size.
 
     An image with a side below 64 px is scaled up to it: there is nothing smaller.
     """
@@ -56,14 +56,14 @@ def bucket_of(width: int, height: int, resolution: int) -> tuple[int, int]:
 
 
 def _sides(side: int, scale: float, resolution: int) -> list[int]:
-    """The multiples of 64 around a scaled side that the image and the resolution's area can bear, one at least."""
+    """List the multiples of 64 next to a scaled side that fit the image and the resolution's area, at least one."""
     longest = resolution**2 // STEP_PX
     below = min(int(side * scale), longest) // STEP_PX * STEP_PX
     return [n for n in (below, below + STEP_PX) if STEP_PX <= n <= min(side, longest)] or [STEP_PX]
 
 
 def read_image(path: Path, size: tuple[int, int], view: View = PLAIN) -> np.ndarray:
-    """An image as the model sees it: upright, RGB on white, its middle (or a crop) scaled to size.
+    """Read an image as the model sees it: upright, RGB on white, its middle (or a crop) scaled to size.
 
     Args: size: width, height in pixels.
     Returns: [height, width, 3] uint8.
@@ -77,7 +77,7 @@ def read_image(path: Path, size: tuple[int, int], view: View = PLAIN) -> np.ndar
 
 
 def _box(width: int, height: int, size: tuple[int, int], crop: int) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a crop of size's shape: the middle for 0, else a smaller one by its number."""
+    """Return left, top, right, bottom of a crop of size's shape: centered for 0, else a smaller one by its number."""
     scale, x, y = min(width / size[0], height / size[1]), 0.5, 0.5
     if crop:
         share, x, y = rng(CROP, crop).random(3)
@@ -98,7 +98,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def read_images(paths: Sequence[Path]) -> np.ndarray:
-    """Image files of one size -> [n, height, width, 3] uint8."""
+    """Read image files of one size. Returns: [n, height, width, 3] uint8."""
     images = []
     for path in paths:
         with Image.open(path) as image:
@@ -111,7 +111,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def save_images(images: np.ndarray, folder: Path, seeds: Sequence[int]) -> list[Path]:
-    """One PNG for each seed. Returns: their paths."""
+    """Save one PNG for each seed. Returns: their paths."""
     paths = [folder / f"{seed:06d}.png" for seed in seeds]
     for path, image in zip(paths, images, strict=True):
         with replacing(path, durable=False) as temporary:

@@ -1,4 +1,4 @@
-"""The two folders of a run: found, described, and shown by the `data` command."""
+"""The two image folders of a run, and the `data` command that describes them."""
 
 from ..common import errors
 from ..common.distributed import Ranks
@@ -15,7 +15,7 @@ SPILL_OVER = (
 
 
 def with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """Write the built-in digits as ordinary folders, and go on as if the user had named them."""
+    """Write the built-in digits as ordinary folders. Returns: the settings with these folders named."""
     from ..builtin import digits
 
     if ranks.is_first:
@@ -26,7 +26,7 @@ def with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
 
 
 def find(config: TrainConfig) -> Folders:
-    """The images of both folders. Raises: UserError, see dataset.scan."""
+    """Read the images of both folders. Raises: UserError, see folders.scan."""
     found = folders_of(config)
     return scan(
         found["unlabeled"],
@@ -40,7 +40,7 @@ def find(config: TrainConfig) -> Folders:
 
 
 def describe(config: TrainConfig, folders: Folders) -> list[str]:
-    """What the two folders hold, for people."""
+    """Describe what the two folders hold, in lines for the screen."""
     found = folders_of(config)
     lines = [f"unlabeled: {len(folders.unlabeled)} images in {found['unlabeled']}"]
     if folders.sensitive:
@@ -52,14 +52,14 @@ def describe(config: TrainConfig, folders: Folders) -> list[str]:
 
 
 def may_spill_over(config: TrainConfig, folders: Folders) -> bool:
-    """Whether prompts are unlearned beside which no image shows what must stay."""
+    """Whether prompts are unlearned while no image shows what neighbouring prompts must keep."""
     has_own = config.sensitive_prompt_share > 0 and any(s.caption for s in folders.sensitive)
     has_own = has_own and config.objective != "unsupervised"  # which draws no sensitive image
     return has_own and not config.keep_prompts and len({s.caption for s in folders.unlabeled}) == 1
 
 
 def run(invocation: Invocation) -> int:
-    """The `data` command: say what the two folders hold, with --sheet draw them. Returns: an exit code."""
+    """Run the `data` command: describe the two folders, with --sheet as a picture too. Returns: an exit code."""
     config, folders = invocation.config, find(invocation.config)
     lines = [*describe(config, folders), *(f"skipped {line}" for line in folders.skipped)]
     if invocation.sheet:

@@ -1,8 +1,10 @@
-"""Phase 1: images and captions -> latents and text states on disk. The VAE, then the text encoder, each freed again."""
+"""Encode images and captions to latents and text states on disk: first the VAE, then the text encoder, each freed."""
 
+import errno
 import gc
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,13 @@ class Store:
         except (FileNotFoundError, SafetensorError, KeyError):
             return None
 
+    def require(self, key: str) -> Tensor:
+        """Read a tensor that was encoded. Raises: FileNotFoundError if it has been removed or damaged since."""
+        value = self.get(key)
+        if value is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path(key)))
+        return value
+
     def put(self, key: str, value: Tensor) -> None:
         with replacing(self.path(key), durable=False) as temporary:
             save_file({"value": value.contiguous()}, temporary)
@@ -49,19 +58,19 @@ class Store:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What phase 2 reads: latents by (image, view), text states by caption."""
+    """What training reads: latents by (image, view), text states by caption."""
 
     store: Store
     latent_keys: dict[tuple[Path, View], str]
     text_keys: dict[str, str]
 
     def latents(self, path: Path, view: View) -> Tensor:
-        """[4, height / 8, width / 8] fp32, scaled as the U-Net wants them."""
-        return self.store.get(self.latent_keys[path, view])
+        """Return an image's latents [4, height / 8, width / 8] fp32, scaled as the U-Net expects them."""
+        return self.store.require(self.latent_keys[path, view])
 
     def text(self, caption: str) -> Tensor:
-        """[77, width] fp32."""
-        return self.store.get(self.text_keys[caption])
+        """Return a caption's text states [77, width] fp32."""
+        return self.store.require(self.text_keys[caption])
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class LatentCache:
 
     @torch.no_grad()
     def _encode_images(self, missing: dict, sizes: dict, store: Store, progress: Progress) -> None:
-        vae = base_model.load_vae(self.base, torch.float32).to(self.device)
+        vae: Any = base_model.load_vae(self.base, torch.float32).to(self.device)
         done = 0
         by_size = sorted(missing.items(), key=lambda entry: sizes[entry[1][0]])
         for batch in _alike(by_size, lambda entry: sizes[entry[1][0]]):
@@ -140,7 +149,7 @@ class LatentCache:
 
 
 def _shares(ranks: Ranks, store: Store, items: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What this rank is to encode: first its share of what is missing, then what other machines keep on their disks."""
+    """Yield what this rank has to encode: its share of the missing items, then those on other machines' disks."""
     missing = [key for key in items if store.get(key) is None]
     ranks.wait()  # all have looked before anyone writes
     if mine := ranks.share(missing):
@@ -155,7 +164,7 @@ def _key(*parts: object) -> str:
 
 
 def _alike(items: list, size_of: Callable[[Any], tuple[int, int]]) -> Iterator[list]:
-    """Runs of items of one size, as many at once as PIXELS_AT_ONCE allows. Args: items: sorted by size."""
+    """Group items of one size, as many as PIXELS_AT_ONCE allows. Args: items: sorted by size."""
     for (width, height), group in itertools.groupby(items, size_of):
         same = list(group)
         count = max(1, PIXELS_AT_ONCE // (width * height))

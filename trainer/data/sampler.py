@@ -18,15 +18,15 @@ class TrainingSample:
 
     position: int  # in the step's batch: with seed and step it decides noise and timestep
     sample: Sample
-    caption: str
+    caption: str | None
     view: View = PLAIN
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Which samples make up step k: a pure function of (seed, step), the same after a resume and for every split.
+    """Chooses the samples of step k, a pure function of (seed, step): the same after a resume and for every split.
 
-    Each pile is walked in a new order every epoch. The PU identity holds under one caption, so sensitive and
+    Each folder is walked in a new order every epoch. The PU identity holds under one caption, so sensitive and
     unlabeled samples always share theirs. Most of both carry unlabeled captions. `own_share` of both carry those of
     sensitive images: under such a prompt, too, the model then learns the normal part of the mixture.
     """
@@ -55,7 +55,7 @@ class Batches:
         return TrainingSample(i, sample, caption, self._view(step, i))
 
     def _sensitive_draw(self, step: int, i: int) -> TrainingSample:
-        """Those under their own captions first, as among the unlabeled draws."""
+        """Return sensitive sample i: those under their own captions come first, as among the unlabeled ones."""
         position, n_own = self.n_unlabeled + i, self._n_own(self.n_sensitive)
         if i < n_own:
             sample = self._own(step, i)
@@ -70,7 +70,7 @@ class Batches:
         return _pick(captioned(self.folders.sensitive), self.seed, 2, step * self._n_own(self.n_sensitive) + i)
 
     def _n_own(self, n: int) -> int:
-        """How many of n carry a sensitive caption: some and not all, or R would compare different prompts."""
+        """Return how many of n carry a sensitive caption: some and not all, or R would compare different prompts."""
         if self.own_share in (0, 1):
             return int(self.own_share * n)
         return min(max(round(self.own_share * n), 1), n - 1)
@@ -81,7 +81,7 @@ class Batches:
 
 
 def batches(config: TrainConfig, folders: Folders) -> Batches:
-    """The batches of a run."""
+    """Return the batches of a run."""
     enough = min(config.batch_unlabeled, config.batch_sensitive) > 1
     has_own = enough and config.objective != "unsupervised" and captioned(folders.sensitive)
     return Batches(
@@ -97,24 +97,24 @@ def batches(config: TrainConfig, folders: Folders) -> Batches:
 
 
 def views(*, flip: bool, crops: int) -> list[View]:
-    """All that a draw may ask for."""
+    """List all views that a step may ask for."""
     return [View(f, c) for f in ((False, True) if flip else (False,)) for c in range(crops)]
 
 
 def captioned(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples with a caption of their own."""
+    """Return the samples that have a caption of their own."""
     return [s for s in samples if s.caption is not None]
 
 
 def noise_and_t(seed: int, step: int, position: int, shape: tuple[int, ...], timesteps: int) -> tuple[np.ndarray, int]:
-    """The noise (fp32, of shape) and timestep of one sample: a pure function of its arguments, on every device."""
+    """Return the noise (fp32, of shape) and timestep of one sample: a pure function of its arguments."""
     chance = rng(seed, NOISE, step, position)
     return chance.standard_normal(shape, dtype=np.float32), int(chance.integers(timesteps))
 
 
-def _pick(pile: Sequence[Sample], seed: int, kind: int, count: int) -> Sample:
-    epoch, place = divmod(count, len(pile))
-    return pile[_order(seed, kind, epoch, len(pile))[place]]
+def _pick(samples: Sequence[Sample], seed: int, kind: int, count: int) -> Sample:
+    epoch, place = divmod(count, len(samples))
+    return samples[_order(seed, kind, epoch, len(samples))[place]]
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""What both attacks on an unlearned model are told."""
+"""Settings that both attacks on an unlearned model share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..config.train_config import TrainConfig
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """How to bring back what was unlearned, and how to look whether it came back."""
+    """What to bring back, with how much effort, and which pictures show whether it came back."""
 
     sensitive: Path  # folder of the images to bring back
     prompt: str

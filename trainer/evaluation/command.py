@@ -1,6 +1,6 @@
 """The command `evaluate`: does the LoRA really unlearn? Rates before and after, quality, drift, strengths, attacks.
 
-All pictures are made and saved before anyone looks at them: model and judge need not fit into memory at once.
+All pictures are made and saved before they are classified: model and judge need not fit into memory at once.
 """
 
 import json
@@ -55,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
 def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> Findings:
     """Make the pictures, judge them, write evaluate.json and evaluate.html below options.out."""
     look = _features(options, base, progress)
-    judge = _judge(options, look)  # before the pictures: one that cannot be had is told before the long work
+    judge = _judge(options, look)  # before the pictures: a missing one is reported before the long work
     sets = make_pictures(options, base, unlearned, progress)
     verdicts: dict[int, np.ndarray] = {}
 
     def normal(paths: list[Path]) -> np.ndarray | None:
-        """[n] bool, each set judged once."""
+        """Classify pictures. Returns: [n] bool; each set is classified once."""
         if judge is None or (judge.accuracy and judge.accuracy.is_chance):
             return None
         if id(paths) not in verdicts:
@@ -89,7 +89,7 @@ def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Pro
 
 
 def _judge(options: Options, look: Look) -> Any:
-    """The judge asked for, or the built-in one on the built-in model; None: nobody can say."""
+    """Return the requested judge, or the built-in one on the built-in model; None if there is none."""
     from ..metrics import judges
 
     if options.judge and options.judge.endswith(".onnx"):
@@ -108,7 +108,7 @@ def _judge(options: Options, look: Look) -> Any:
 
 
 def _features(options: Options, base: Base, progress: Progress) -> Look:
-    """Image files -> [n, d], and whose features they are. Each set of files goes through the network once."""
+    """Return a function (image files -> features [n, d]) and the features' name; each set is computed once."""
     from ..audit import features
     from ..memory import devices
 
@@ -151,7 +151,7 @@ def _images(options: Options, base: Base, paths: Sequence[Path], progress: Progr
 
 
 def _quality(options: Options, sets: PictureSets, look: Look) -> tuple[dict[str, list], str | None]:
-    """Distances of the pictures to real normal images. Returns: (by set, why something is missing)."""
+    """Measure distances of the pictures to real normal images. Returns: (by set, why something is missing)."""
     from ..data import images
     from ..memory import devices
     from ..metrics import image_quality
@@ -176,7 +176,7 @@ def _quality(options: Options, sets: PictureSets, look: Look) -> tuple[dict[str,
 
 
 def _drift(options: Options, base: Base, sets: PictureSets, progress: Progress) -> dict[str, dict[str, float]]:
-    """Of each retained prompt's pictures, at equal seeds."""
+    """Measure the drift of each retained prompt's pictures, at equal seeds."""
     from ..metrics import image_quality
 
     found = {}

@@ -1,17 +1,18 @@
-"""The command `compare`: one page over several runs, what differs and what came of it; a sweep makes them first."""
+"""The command `compare`: one page about the settings and results of several runs; a sweep trains them first."""
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ..common import errors
 from ..common.errors import UserError
 from ..common.events import EventWriter
 from ..common.files import write_text
 from ..common.interrupts import follow_parent
-from ..config.train_config import TrainConfig
+from ..config.parser import ProgramOptions, Takes, command_parser, refuse, validated
+from ..config.train_config import TrainConfig, option
 from ..metrics.judges import Accuracy
 from ..reporting import html
 from ..reporting.plots import draw_comparison
@@ -19,14 +20,23 @@ from ..reporting.run_history import OWN, RunSummary, read_run
 from .sweep import sweep
 
 
+class CompareOptions(ProgramOptions):
+    """Which runs to train first, and where the page goes."""
+
+    sweep: Annotated[str | None, Takes("FIELD=A,B")] = option(
+        None, "train one run for each value first; finished runs are kept"
+    )
+    out: Path | None = option(None, "HTML file; a .json file is written beside it [compare.html beside the runs]")
+
+
 def differing(runs: Sequence[RunSummary]) -> list[str]:
-    """Settings that are not the same in all runs."""
+    """Return the names of the settings that are not the same in all runs."""
     names = [name for name in TrainConfig.model_fields if name not in OWN]
     return [name for name in names if len({json.dumps(run.settings[name]) for run in runs}) > 1]
 
 
 def rows(runs: Sequence[RunSummary]) -> tuple[list[str], list[list[str]]]:
-    """The table: heads, and a row for each run."""
+    """Return the heads of the table, and a row for each run."""
     changed = differing(runs)
     results = [_results(run) for run in runs]
     known = list(dict.fromkeys(name for result in results for name in result))
@@ -38,7 +48,7 @@ def rows(runs: Sequence[RunSummary]) -> tuple[list[str], list[list[str]]]:
 
 
 def _results(run: RunSummary) -> dict[str, str]:
-    """What came of one run: measured by `evaluate` where that was called, else by the run itself."""
+    """Return the results of one run: measured by `evaluate` if that was called, otherwise by the run itself."""
     found: dict[str, str] = {}
     measured = run.evaluation
     if "before" in measured:
@@ -65,7 +75,7 @@ def _results(run: RunSummary) -> dict[str, str]:
 
 
 def _judged(measured: dict[str, Any]) -> str:
-    """Rates are comparable where this is the same."""
+    """Return prompt and judge as text: rates can be compared only if it is the same."""
     judge = measured["judge"]
     accuracy = judge["accuracy"] and Accuracy(**judge["accuracy"])
     how_well = f"balanced accuracy {accuracy.balanced:.2f}" if accuracy else "not measured"
@@ -77,9 +87,29 @@ def _shown(value: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The `compare` command. Returns: an exit code. Raises: UserError."""
+    """Run the `compare` command. Returns: an exit code. Raises: UserError."""
     own, judging = _split(argv)
-    options, rest = make_parser().parse_known_args(own)
+    known, rest = make_parser().parse_known_args(own)
+    problems: list[str] = []
+    options = validated(CompareOptions, vars(known), problems)
+    refuse(problems)
+    folders = _folders(options, rest, judging)
+    runs = [read_run(folder) for folder in folders]
+    if options.follow_parent:
+        follow_parent()
+    out = options.out or folders[0].parent / "compare.html"
+    heads, table = rows(runs)
+    write_page(runs, heads, table, out)
+    result = [dict(zip(heads, row, strict=True)) for row in table]
+    write_text(out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    lines = [" | ".join(row) for row in [heads, *table]]
+    places = {"page": str(out), "picture": str(out.with_suffix(".png"))}
+    EventWriter(is_on=options.events).answer([*lines, f"page: {out}"], "compare", **places)
+    return errors.DONE
+
+
+def _folders(options: CompareOptions, rest: Sequence[str], judging: Sequence[str]) -> list[Path]:
+    """Return the folders of the runs, after training those of a sweep. Raises: UserError with fewer than two."""
     if options.sweep:
         folders = sweep(options.sweep, rest, judging)
     else:
@@ -89,51 +119,63 @@ def main(argv: Sequence[str]) -> int:
         folders = [Path(word) for word in rest]
     if len(folders) < 2:
         raise UserError("name two runs or more, such as output/a output/b, or --sweep temperature=1,6")
-    runs = [read_run(folder) for folder in folders]
-    if options.follow_parent:
-        follow_parent()
-    out = options.out or folders[0].parent / "compare.html"
-    heads, table = rows(runs)
-    write_page(runs, heads, table, out)
-    write_text(
-        out.with_suffix(".json"), json.dumps([dict(zip(heads, row, strict=True)) for row in table], indent=1) + "\n"
-    )
-    lines = [" | ".join(row) for row in [heads, *table]]
-    places = {"page": str(out), "picture": str(out.with_suffix(".png"))}
-    EventWriter(is_on=options.events is not None).answer([*lines, f"page: {out}"], "compare", **places)
-    return errors.DONE
+    return folders
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer compare",
-        description="One page over several runs; or train them first: --sweep FIELD=A,B,C with options of the trainer. "
-        "Behind --, options of evaluate: each run of the sweep is then evaluated.",
+    """Return the parser of `compare`. The names of runs, and the options of a sweep's trainings, are left to others."""
+    return command_parser(
+        "compare",
+        CompareOptions,
+        "One page that compares several runs; or train them first: --sweep FIELD=A,B,C with options of the trainer. "
+        "After --, options of evaluate: each run of the sweep is then evaluated.",
         usage="%(prog)s RUN RUN … | --sweep FIELD=A,B [options of the trainer] [-- options of evaluate]",
-        allow_abbrev=False,
     )
-    parser.add_argument("--sweep", metavar="FIELD=A,B", help="train a run for each value; finished ones are kept")
-    parser.add_argument("--out", type=Path, help="HTML file; a .json goes beside it [compare.html beside the runs]")
-    parser.add_argument("--events", choices=("jsonl",), help="the result as one JSON line on stdout")
-    parser.add_argument("--follow-parent", action="store_true", help="end when standard input is closed")
-    return parser
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before and behind `--`."""
+    """Return the words before and after `--`."""
     words = list(argv)
     return (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
 
 
 def write_page(runs: Sequence[RunSummary], heads: Sequence[str], table: Sequence[Sequence[str]], out: Path) -> None:
+    """Write the page, and the runs' curves as a PNG beside it. Args: heads, table: see `rows`."""
     curves = out.with_suffix(".png")
     draw_comparison(runs, curves)
-    parts = [html.table(heads, table), html.heading("Training"), html.picture(curves)]
-    pictures = []
+    names, *settings = zip(heads, *table, strict=True)  # one column for each run: fewer runs than settings
+    html.save(
+        out,
+        "comparison.html",
+        title=f"Comparison of {', '.join(run.name for run in runs)}",
+        names=[run.name for run in runs],
+        differing=differing(runs),
+        best=_best(runs),
+        head=("", *names[1:]),
+        rows=settings,
+        curves=curves,
+        grids={run.name: grid for run in runs if (grid := _grid(run))},
+    )
+
+
+def _grid(run: RunSummary) -> Path | None:
+    """Return the pictures after the training: those of `evaluate`, otherwise the run's own; None without any."""
+    places = (run.folder.with_name(f"{run.name}-evaluate") / "after.png", run.folder / "samples" / "after.png")
+    return next((path for path in places if path.is_file()), None)
+
+
+def _best(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
+    """Return the highest rate and the runs that reach it; None unless every run has a rate by the same judge."""
+    rates, judges = {}, set()
     for run in runs:
-        places = (run.folder.with_name(f"{run.name}-evaluate") / "after.png", run.folder / "samples" / "after.png")
-        found = [path for path in places if path.is_file()]
-        pictures += [html.picture(found[0], run.name)] if found else []
-    if pictures:
-        parts += [html.heading("After, the same seeds"), html.pair(pictures)]
-    html.save(out, " / ".join(run.name for run in runs), parts)
+        measured = run.evaluation
+        if "after" in measured:
+            rates[run.name] = measured["after"]["rate"]
+            judges.add(_judged(measured))
+        elif "rate_after" in run.done:
+            rates[run.name] = run.done["rate_after"]
+            judges.add(f"“{run.settings['prompt']}” by the training")
+    if len(rates) < len(runs) or len(judges) > 1:
+        return None
+    highest = max(rates.values())
+    return {"rate": highest, "names": [name for name, rate in rates.items() if rate == highest]}

@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers, sentences that say no more than they support, and the page."""
+"""Results of an evaluation: numbers, and sentences that say no more than the numbers support."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Findings:
 
 
 def share(normal: np.ndarray | None) -> dict[str, Any]:
-    """The non-sensitive rate with Wilson's 95 % interval. Args: normal: [n] bool; None: nobody judged."""
+    """Return the non-sensitive rate with Wilson's 95 % interval. Args: normal: [n] bool; None without a judge."""
     if normal is None:
         return {}
     hits, n = int(normal.sum()), len(normal)
@@ -38,7 +38,7 @@ def share(normal: np.ndarray | None) -> dict[str, Any]:
 
 
 def rates(before: np.ndarray | None, after: np.ndarray | None, judge: Judge | None) -> dict[str, Any]:
-    """Both rates, the test that pairs equal seeds, and what the rates become without the judge's own errors."""
+    """Return both rates, the test that pairs equal seeds, and what the rates become without the judge's own errors."""
     if before is None or after is None:
         return {}
     pairs = paired(before, after)
@@ -54,14 +54,17 @@ def rates(before: np.ndarray | None, after: np.ndarray | None, judge: Judge | No
 
 
 def corrected(rate: float, judge: Judge) -> float:
-    """What share is normal if the judge errs as it does on labeled images. Source: Rogan and Gladen 1978."""
+    """Correct a share for the judge's errors, if it errs as it does on labeled images.
+
+    Source: Rogan and Gladen 1978.
+    """
     right = judge.accuracy.normal_right / judge.accuracy.normal
     wrong = 1 - judge.accuracy.sensitive_right / judge.accuracy.sensitive
     return float(np.clip((rate - wrong) / (right - wrong), 0, 1))
 
 
 def strengths(sets: PictureSets, normal: Normal) -> list[dict[str, Any]]:
-    """Rate and drift at each strength. Drift is that of the retained prompts, where there are some."""
+    """Return rate and drift at each strength; drift is that of the retained prompts, if any."""
     from ..metrics.image_quality import pixel_drift
 
     if not sets.strengths:
@@ -75,7 +78,7 @@ def strengths(sets: PictureSets, normal: Normal) -> list[dict[str, Any]]:
 
 
 def describe(numbers: dict[str, Any], judge: Judge | None, why_no_quality: str | None) -> Findings:
-    """Everything in sentences."""
+    """Describe all results in sentences."""
     lines = _about_judge(judge)
     if "before" in numbers:
         lines += _about_rates(numbers)
@@ -134,7 +137,7 @@ def _about_rates(numbers: dict[str, Any]) -> list[str]:
 
 
 def comes_back(numbers: dict[str, Any]) -> str | None:
-    """When relearning has undone half of what was unlearned; None: nobody can tell."""
+    """Return after how many steps relearning has undone half of the unlearning; None if unknown."""
     looks = numbers["relearned"].get("with the LoRA")
     if not looks or "before" not in numbers:
         return None

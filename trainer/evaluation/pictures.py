@@ -1,4 +1,4 @@
-"""The pictures that an evaluation needs, by what they are for: all are made, as files, before anyone judges them."""
+"""The pictures that an evaluation needs, by what they are for: all are made, as files, before they are classified."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class PictureSets:
 
 
 def make_pictures(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> PictureSets:
-    """Make what is not there yet. Raises: UserError if the LoRA does not fit; Stopped."""
+    """Make the pictures that do not exist yet. Raises: UserError if the LoRA does not fit; Stopped."""
     from ..generation.generator import ImageGenerator, PictureSettings
 
     settings = PictureSettings(options.resolution, options.steps, options.guidance, options.clip_skip)

@@ -1,6 +1,6 @@
 """The first attack: a short training on the sensitive images (relearning).
 
-It is tried on the base model too: what an attack does there says how strong the attack is.
+It is tried on the base model too: what it achieves there shows how strong the attack is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..training.run import run
 from ..training.trained_model import TrainedModel
 from .attack_settings import AttackSettings
 
-LOOKS = 5  # pictures are made this often during a relearning
+PICTURE_SETS = 5  # made during a relearning
 
 
 def relearn(
@@ -47,7 +47,7 @@ def relearn(
         "unlabeled": attack.sensitive,
         "prompt": attack.prompt,
         "init_lora": lora,
-        "sample_every": max(1, steps // LOOKS),
+        "sample_every": max(1, steps // PICTURE_SETS),
         "output_dir": folder,
     }
     if lora:
@@ -94,7 +94,7 @@ def _no_failed_pictures(make: Callable[..., None]) -> Iterator[Callable[..., Non
 
 
 def lora_rank(lora: Path) -> int:
-    """The rank of a LoRA file's first module."""
+    """Return the rank of a LoRA file's first module."""
     with safe_open(lora, "pt") as file:
         name = next(key for key in file.keys() if key.endswith("lora_down.weight"))  # noqa: SIM118
         return file.get_slice(name).get_shape()[0]

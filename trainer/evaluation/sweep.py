@@ -49,7 +49,7 @@ def sweep(text: str, rest: Sequence[str], judging: Sequence[str]) -> list[Path]:
 
 
 def _refuse_another(known: RunSummary, config: TrainConfig) -> None:
-    """Raises: UserError if the finished run of this name was trained with other settings than those asked for now."""
+    """Raise UserError if the finished run of this name was trained with other settings than requested."""
     wanted = config.model_dump(mode="json")
     settled = {"data"} | {name for name, value in wanted.items() if value == "auto"}  # by the run itself
     settled |= {name for name in ("unlabeled", "sensitive") if wanted[name] is None}

@@ -66,7 +66,7 @@ def invert(
 
 
 def _latents(generator: ImageGenerator, samples: list[Sample], folder: Path, progress: Progress) -> Tensor:
-    """[n, 4, h, w] squares of the sensitive images."""
+    """Encode the sensitive images as squares. Returns: [n, 4, h, w]."""
     cache = LatentCache(generator.base, folder, generator.settings.resolution, bucket=False, device=generator.device)
     encoded = cache.encode(samples, set(), progress=progress)
     found = torch.stack([encoded.latents(sample.path, PLAIN) for sample in samples])
@@ -76,7 +76,7 @@ def _latents(generator: ImageGenerator, samples: list[Sample], folder: Path, pro
 
 @contextlib.contextmanager
 def _learnable_word(pipe: Any) -> Iterator[Tensor]:
-    """The embedding [width] that stands in for the placeholder, as long as this lasts; starts as that of "a"."""
+    """Lend a trainable embedding [width] in place of the placeholder's; it starts as that of "a"."""
     table = pipe.text_encoder.get_input_embeddings()
     place, start = (pipe.tokenizer(word, add_special_tokens=False).input_ids[0] for word in (PLACEHOLDER, "a"))
     word = table.weight[start].detach().clone().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""What the bench times: a training step of ours, and of diffusers' plain LoRA recipe, on the same samples."""
+"""The two steps that `bench` compares: ours, and that of diffusers' LoRA example, on the same samples."""
 
 import copy
 import time
@@ -39,7 +39,7 @@ SMALL = {**UNET, "block_out_channels": [64, 128, 128, 128], "layers_per_block": 
 
 @dataclass
 class Phases:
-    """Seconds of one step, by what they are spent on."""
+    """Seconds of one step, by phase."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("forward", "backward", "optimizer"), 0.0))
 
@@ -63,7 +63,7 @@ def _finish(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class InMemory:
-    """Encoded images and captions that are only numbers."""
+    """Random tensors in place of encoded images and captions."""
 
     latent: Tensor
     state: Tensor
@@ -77,7 +77,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides do in a step."""
+    """What both kinds of step have in common: network, resolution, samples, rank, device."""
 
     unet: dict[str, Any]
     px: int
@@ -88,7 +88,7 @@ class Work:
     bases: dict[torch.dtype, nn.Module] = field(default_factory=dict)
 
     def model(self, dtype: torch.dtype) -> nn.Module:
-        """A U-Net with a LoRA of its own. On the CPU frozen weights are shared: a copy's place is worth a percent."""
+        """Make a U-Net with its own LoRA. On the CPU frozen weights are shared: a copy costs a percent of time."""
         from diffusers import UNet2DConditionModel
 
         if dtype not in self.bases:
@@ -111,7 +111,7 @@ Step = Callable[[], Phases]
 
 
 def ours(work: Work, found: MemoryPlan) -> Step:
-    """A step of `pu` as training does it: denoiser, exact gradient, clipping, AdamW."""
+    """Make a step of `pu` as training does it: denoiser, exact gradient, clipping, AdamW."""
     unet = work.model(found.load_dtype)
     memory_plan.apply_plan(unet, found, device=work.device)
     parameters, dtype = LoraNetwork(unet).parameters, DTYPES[found.precision]
@@ -158,7 +158,7 @@ def ours(work: Work, found: MemoryPlan) -> Step:
 
 
 def yardstick(work: Work, found: MemoryPlan) -> Step:
-    """The recipe of diffusers' LoRA example: plain peft layers, mean squared error, gradient accumulation."""
+    """Make a step of diffusers' LoRA example: plain peft layers, mean squared error, gradient accumulation."""
     dtype = DTYPES[found.precision]
     unet = work.model(dtype).to(work.device)
     if found.checkpointing:

@@ -3,7 +3,7 @@
 Not needed at run time; the results are in the repository. To make them again (an hour on two cores):
 
     pip install -e ".[build]"
-    python -m trainer.builtin.build data tokenizer classifier vae unet check
+    python -m trainer.experiments.build_builtin data tokenizer classifier vae unet check
 """
 
 import argparse
@@ -43,7 +43,7 @@ def data() -> None:
 
 
 def tokenizer() -> None:
-    """CLIP's byte-pair vocabulary in the layout that transformers reads: 512 bytes, 48,894 merges, 2 specials."""
+    """Write CLIP's byte-pair vocabulary in the layout that transformers reads: 512 bytes, 48,894 merges, 2 specials."""
     package = Path(importlib.util.find_spec("open_clip").origin).parent
     lines = gzip.decompress((package / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8").split("\n")
     merges = lines[1 : 49152 - 256 - 2 + 1]
@@ -63,7 +63,7 @@ def tokenizer() -> None:
 
 
 def _byte_letters() -> list[str]:
-    """The printable stand-in of every byte, in the order of CLIP's vocabulary: visible Latin-1 first, then the rest."""
+    """List the printable stand-in of every byte, in CLIP's order: visible Latin-1 first, then the rest."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [b for b in range(256) if b not in visible]
     return [chr(b) for b in visible] + [chr(256 + i) for i in range(len(hidden))]

@@ -56,7 +56,7 @@ def _pixels(part: digits.Digits) -> Tensor:
 
 
 def _jitter(x: Tensor) -> Tensor:
-    """Random small affine maps: turns to 12 degrees, scale and shear to 12 %, shifts to 8 % of the picture."""
+    """Apply random small affine maps: turns to 12 degrees, scale and shear to 12 %, shifts to 8 % of the picture."""
     n = len(x)
     turn = (torch.rand(n) * 2 - 1) * 0.21
     scale = 1 + (torch.rand(n, 2) * 2 - 1) * 0.12
@@ -107,7 +107,7 @@ def vae(steps: int = 1600, batch: int = 32) -> None:
 
 
 def unet() -> None:
-    """From scratch, with the text encoder."""
+    """Train the U-Net from scratch, with the text encoder."""
     torch.manual_seed(0)
     text = CLIPTextModel(
         CLIPTextConfig(
@@ -144,7 +144,10 @@ def _train_unet(
     max_snr: float = 5.0,  # min-SNR weighting, Hang et al. 2023: shapes matter more than the last grain of noise
     batch: int = 64,
 ) -> None:
-    """Both at once on digits with captions: of the digit, of any digit, or (a tenth) empty. Keeps moving averages."""
+    """Train both at once on digits with captions: of the digit, of any digit, or (a tenth) empty.
+
+    Keeps moving averages.
+    """
     words = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
     part = digits.load("model")
     latents, labels = _latents(part), torch.from_numpy(part.labels.astype(np.int64))

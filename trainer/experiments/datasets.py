@@ -1,7 +1,7 @@
-"""The paper's datasets as folders of PNGs: unlabeled, sensitive, and what judges and distances need.
+"""The paper's datasets as folders of PNGs: unlabeled, sensitive, and images to measure with.
 
-Downloaded and read by torchvision; `digits` ships with the project. Folders, because everything here learns from
-folders, and so that anyone can look at what hides where.
+Downloaded and read by torchvision; `digits` ships with the project. They are written as
+folders because the trainer reads folders, and so that anyone can look at them.
 """
 
 import itertools
@@ -43,7 +43,7 @@ class Counts:
 
 
 def load(name: str, root: Path, *, train: bool) -> Labeled:
-    """One split of a dataset. Raises: UserError where torchvision or the download is missing."""
+    """Load one split of a dataset. Raises: UserError where torchvision or the download is missing."""
     if name == "digits":
         parts = [digits.load(part) for part in (("model", "folders") if train else ("held_out",))]
         return Labeled(_bordered(np.concatenate([p.images for p in parts])), np.concatenate([p.labels for p in parts]))
@@ -71,7 +71,7 @@ def load(name: str, root: Path, *, train: bool) -> Labeled:
 
 
 def _bordered(images: np.ndarray) -> np.ndarray:
-    """MNIST's 28 px as 32: sizes that halve well, and room to turn a digit."""
+    """Enlarge MNIST's 28 px to 32: sizes that halve well, and room to turn a digit."""
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))
 
 
@@ -96,7 +96,7 @@ def write_folders(
     size_px: int,
     versions: int = 1,
 ) -> dict[str, Path]:
-    """Draw the images of an experiment, write those that are not there yet.
+    """Draw the images of an experiment and write those that do not exist yet.
 
     Args:
         source: where the dataset's own files are.
@@ -131,7 +131,7 @@ def _enough(name: str, kind: str, wanted: int, found: int) -> None:
 
 
 def _write(data: Labeled, indices: Sequence[int], folder: Path, size_px: int, versions: int = 1) -> None:
-    """As 00000.png, …: the name tells nothing."""
+    """Write images as 00000.png, …, so that names tell nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     for place, (version, i) in enumerate(itertools.product(range(versions), indices)):
         path = folder / f"{place:05d}.png"
@@ -140,7 +140,7 @@ def _write(data: Labeled, indices: Sequence[int], folder: Path, size_px: int, ve
 
 
 def _varied(image: Image.Image, version: int, number: int) -> Image.Image:
-    """Turned by up to 15 degrees, scaled by a tenth, moved by a sixteenth at most; version 0 is the image itself."""
+    """Vary an image: turn by up to 15 degrees, scale by a tenth, move by a sixteenth; version 0 is the image itself."""
     if version == 0:
         return image
     chance = np.random.default_rng([SPLIT_SEED, version, number])
@@ -153,7 +153,7 @@ def _varied(image: Image.Image, version: int, number: int) -> Image.Image:
 
 
 def _square(image: Image.Image, size_px: int) -> Image.Image:
-    """The largest square in the middle, scaled to size_px."""
+    """Cut the largest square in the middle, scaled to size_px."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))

@@ -1,6 +1,6 @@
-"""The README's comparison on the built-in digits: objectives, temperatures and sizes, three seeds each.
+"""The comparison of docs/results.md on the built-in digits: objectives, temperatures and sizes, three seeds each.
 
-    python -m trainer.experiments.digits run [--seeds 0,1,2] [--only TEXT]    about a minute a run; skips what is there
+    python -m trainer.experiments.digits run [--seeds 0,1,2] [--only TEXT]    about a minute a run; skips finished runs
     python -m trainer.experiments.digits table                                prints the tables
 
 Every run trains through `training.run` on PNG folders as a user's run does. The rate is over 500 pictures of seeds that
@@ -44,7 +44,7 @@ class Setting:
 
     name: str
     changes: dict = field(default_factory=dict)
-    normal_only: bool = False  # leave the contamination out: the yardstick that real data cannot have
+    normal_only: bool = False  # leave the contamination out: the upper reference that real data cannot have
     captioned: bool = False  # sensitive images under their own captions
     sizes: tuple = SIZES
     twin: str = ""  # the setting that this one equals, step by step, as long as R is never negative
@@ -76,7 +76,7 @@ SETTINGS = (
 
 
 def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
-    """Train once and count. Returns: what the table needs; also kept as JSON below root."""
+    """Train and measure once. Returns: the row's figures, also saved as JSON below root."""
     target = _file(setting.name, size, seed, root)
     if target.exists():
         return json.loads(target.read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ def _seeds(seed: int, n: int) -> list[int]:
 
 
 def before(seed: int, root: Path) -> dict:
-    """The base model, judged as the runs are."""
+    """Measure the base model in the same way."""
     target = root / f"before seed {seed}.json"
     if not target.exists():
         root.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def before(seed: int, root: Path) -> dict:
 
 
 def table(root: Path) -> str:
-    """Markdown tables of everything below root: mean over seeds, the lowest (of rates) or highest in brackets."""
+    """Make Markdown tables of all runs below root: mean over seeds, the lowest (of rates) or highest in brackets."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob("*.json"))]
     order = ["(before training)", *(s.name for s in SETTINGS)]
     lines = []
@@ -205,7 +205,7 @@ def table(root: Path) -> str:
 
 
 def _rarest(group: list[dict]) -> float:
-    """Share of the rarest even digit among the pictures of all seeds."""
+    """Return the share of the rarest even digit among the pictures of all seeds."""
     counts = [sum(f["per_class"][name] for f in group) for name in digits.NAMES[::2]]
     return min(counts) / (PICTURES * len(group))
 

@@ -1,4 +1,4 @@
-"""One run of a pixel-space experiment: the LoRA trainer's loop on another network, its pictures, and what they show."""
+"""One run of a pixel-space experiment: the LoRA trainer's loop on another network, its pictures and their rates."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ SHOWN_PX = 48  # side of a picture in the grid for eyes; smaller ones are enlarg
 def train(
     settings: dict[str, Any], objective: str, seed: int, folders: dict[str, Path], device: str, progress: Progress
 ) -> tuple[pixels.PixelUNet, int]:
-    """The LoRA trainer's loop on pixels. Returns: (the trained network, how often R changed its sign)."""
+    """Train on pixels with the LoRA trainer's loop. Returns: (the trained network, how often R changed its sign)."""
     prior = datasets.Counts(**settings["counts"]).prior
     config = TrainConfig(objective=objective, prior=prior, seed=seed, caption_dropout=0, **settings["train"])
     where = devices.choose_device(device)
@@ -68,7 +68,7 @@ def _no_events(event: str, **fields: Any) -> None:
 
 
 def make_pictures(settings: dict[str, Any], unet: pixels.PixelUNet, seed: int, folder: Path) -> list[Path]:
-    """PNGs in folder, and a grid of the first beside it. Every objective starts from the same noise."""
+    """Write PNGs in folder, and a grid of the first beside it. Every objective starts from the same noise."""
     seeds = list(range(10_000 * (seed + 1), 10_000 * (seed + 1) + settings["pictures"]))
     channels = unet.unet.config.in_channels // settings["fold"] ** 2
     shape = (channels, settings["size_px"], settings["size_px"])
@@ -84,7 +84,7 @@ def make_pictures(settings: dict[str, Any], unet: pixels.PixelUNet, seed: int, f
 def measure(
     settings: dict[str, Any], paths: list[Path], folders: dict[str, Path], device: str, progress: Progress
 ) -> dict[str, Any]:
-    """Non-sensitive rate (none where the judge cannot be told from a coin), and the Fréchet distance to real normal
+    """Measure the non-sensitive rate (none where the judge only guesses), and the Fréchet distance to real normal
     images that nothing was trained on."""
     judge, look, name = _judge(settings, folders, device, progress)
     found: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def measure(
 def _judge(
     settings: dict[str, Any], folders: dict[str, Path], device: str, progress: Progress
 ) -> tuple[Judge, Callable[[Sequence[Path]], np.ndarray], str]:
-    """Who judges, by which features, and what these are called."""
+    """Return the judge, the features for distances, and their name."""
     if settings["judge"] == "digits":
         reader = DigitJudge()
         judge = judges.measured(
@@ -126,7 +126,7 @@ def _judge(
 
 
 def enlarged(paths: Sequence[Path]) -> np.ndarray:
-    """Digits as the classifier knows them. Returns: [n, 64, 64, 3] uint8."""
+    """Enlarge digits to the classifier's size. Returns: [n, 64, 64, 3] uint8."""
     images = []
     for path in paths:
         with Image.open(path) as image:

@@ -57,7 +57,10 @@ class PixelUNet(nn.Module):
 
 
 def build(unet: dict[str, Any] | str, fold: int, *, seed: int) -> PixelUNet:
-    """Args: unet: diffusers' config for one from scratch, or where a pretrained one is (folder, hub id)."""
+    """Build the U-Net.
+
+    Args: unet: diffusers' config for one from scratch, or where a pretrained one is (folder, hub id).
+    """
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         found = UNet2DModel.from_pretrained(unet) if isinstance(unet, str) else UNet2DModel(**unet)
@@ -66,12 +69,12 @@ def build(unet: dict[str, Any] | str, fold: int, *, seed: int) -> PixelUNet:
 
 @dataclass
 class Pixels:
-    """Images as the U-Net sees them, in the place of encode.Encoded: their pixels, read once, and no text."""
+    """Images as the U-Net sees them, in the place of latent_cache.Encoded: their pixels, read once, and no text."""
 
     _kept: dict[Path, Tensor] = field(default_factory=dict)
 
     def latents(self, path: Path, view: View) -> Tensor:
-        """[channels, height, width] fp32 in -1..1."""
+        """Return an image [channels, height, width] fp32 in -1..1."""
         if path not in self._kept:
             with Image.open(path) as image:
                 pixels = np.atleast_3d(np.asarray(image))
@@ -90,7 +93,7 @@ class Pixels:
 def pictures(
     unet: PixelUNet, noise: NoiseSettings, seeds: Sequence[int], shape: tuple[int, int, int], *, steps: int
 ) -> np.ndarray:
-    """One picture for each seed by diffusers' DDIM sampler.
+    """Make one picture for each seed by diffusers' DDIM sampler.
 
     Args: shape: (channels, height, width). Returns: [n, height, width, channels] uint8.
     """

@@ -4,8 +4,6 @@ The same objectives, gradient and loop as the LoRA trainer; the network is train
 pretrained DDPM, on pixels. Every objective sees the same data and the same seeds.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time
@@ -13,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ..common import errors
 from ..common.errors import UserError
@@ -21,6 +21,8 @@ from ..common.events import EventWriter
 from ..common.files import write_text
 from ..common.interrupts import Progress
 from ..config.arguments import tomllib
+from ..config.parser import DEVICE, Takes, command_parser, read_argv, refuse, validated
+from ..config.train_config import option
 from ..reporting import html
 
 SETTINGS = Path(__file__).parent / "settings"
@@ -36,11 +38,16 @@ class Experiment:
 
 
 def names() -> list[str]:
+    """Return the names of all experiments."""
     return sorted(path.stem for path in SETTINGS.glob("*.toml"))
 
 
 def read(name: str, scale: str) -> Experiment:
-    """Args: scale: "paper", or "small": the same with the values of the file's [small] table. Raises: UserError."""
+    """Return an experiment.
+
+    Args: scale: "paper", or "small": the same with the values of the file's [small] table.
+    Raises: UserError if there is no such experiment, or it has no small scale.
+    """
     if name not in names():
         raise UserError(f"{name}: no such experiment; there are {', '.join(names())}")
     settings = _settings(name)
@@ -54,30 +61,57 @@ def read(name: str, scale: str) -> Experiment:
 
 
 def _settings(name: str) -> dict[str, Any]:
-    """One file's settings, over those of the experiment that it is `like`."""
+    """Return a file's settings, merged over those of the experiment that its entry `like` names."""
     own = tomllib.loads((SETTINGS / f"{name}.toml").read_text(encoding="utf-8"))
     return _over(_settings(own.pop("like")), own) if "like" in own else own
 
 
 def _over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Changes win, tables entry by entry."""
+    """Return the settings with the changes; tables are merged entry by entry."""
     tables = {k: _over(settings[k], v) for k, v in changes.items() if isinstance(v, dict) and k in settings}
     return {**settings, **changes, **tables}
 
 
+def _numbers(value: Any) -> list[int]:
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise ValueError("must be like 0,1,2") from None
+
+
+def _objectives(value: Any) -> list[str]:
+    found = value.split(",")
+    if not set(found) <= set(OBJECTIVES):
+        raise ValueError(f"must be of {', '.join(OBJECTIVES)}")
+    return found
+
+
+class ReproduceOptions(BaseModel):
+    """Which experiment, at which scale, and where its files lie."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: Literal["paper", "small"] = option("paper", "small: takes minutes on a CPU, with the built-in digits")
+    seeds: Annotated[list[int], Takes("N,N"), BeforeValidator(_numbers)] = option([0, 1, 2], "such as 0,1,2 [0,1,2]")
+    objectives: Annotated[list[str], Takes("NAME,NAME"), BeforeValidator(_objectives)] = option(
+        list(OBJECTIVES), f"objectives to compare [{','.join(OBJECTIVES)}]"
+    )
+    steps: int | None = option(None, "number of steps [the experiment's]")
+    datasets: Path = option(Path("datasets"), "where torchvision keeps its files")
+    out: Path = option(Path("output/reproduce"), "folder of results")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=DEVICE)
+
+
 def main(argv: Sequence[str]) -> int:
-    """The `reproduce` command. Returns: an exit code. Raises: UserError."""
-    parser = make_parser()
-    options = parser.parse_args(argv)
-    experiment = read(options.name, options.scale)
+    """Run the `reproduce` command. Returns: an exit code. Raises: UserError."""
+    name, options = read_options(argv)
+    experiment = read(name, options.scale)
     if "commands" in experiment.settings:
-        for name in ("seeds", "objectives", "steps", "device"):
-            if getattr(options, name) != parser.get_default(name):
-                raise UserError(f"--{name}: not for {options.name}, whose settings are the commands in its file")
         from .run_commands import run_all
 
-        return run_all(experiment.settings["commands"], options.out / options.name)
-    out = options.out / f"{options.name}-{options.scale}"
+        _refuse_options(name, options)
+        return run_all(experiment.settings["commands"], options.out / name)
+    out = options.out / f"{name}-{options.scale}"
     events = EventWriter(is_on=False)
     with events.watched("reproduce", unit="step") as progress:
         found = [
@@ -92,42 +126,40 @@ def main(argv: Sequence[str]) -> int:
     return errors.DONE
 
 
+def read_options(argv: Sequence[str]) -> tuple[str, ReproduceOptions]:
+    """Return the name of the experiment and the options. Raises: UserError listing every problem."""
+    problems: list[str] = []
+    given = read_argv(argv, make_parser(), problems)
+    name = given.pop("name", "")
+    options = validated(ReproduceOptions, given, problems)
+    refuse(problems)
+    return name, options
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer reproduce",
-        description="The experiments of Takahashi et al. 2025: " + ", ".join(names()),
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("name", help="which one")
-    add("--scale", choices=("paper", "small"), default="paper", help="small: minutes on a CPU, with what ships")
-    add("--seeds", type=_numbers, default=[0, 1, 2], help="such as 0,1,2 [0,1,2]")
-    add("--objectives", type=_objectives, default=list(OBJECTIVES), help=f"[{','.join(OBJECTIVES)}]")
-    add("--steps", type=int, help="another number of steps than the experiment's")
-    add("--datasets", type=Path, default=Path("datasets"), help="where torchvision keeps its files [datasets]")
-    add("--out", type=Path, default=Path("output/reproduce"), help="folder of results [output/reproduce]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
+    """Return the parser of `reproduce`."""
+    description = "The experiments of Takahashi et al. 2025: " + ", ".join(names())
+    parser = command_parser("reproduce", ReproduceOptions, description)
+    parser.add_argument("name", help="which experiment")
     return parser
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be like 0,1,2, got {text!r}") from None
-
-
-def _objectives(text: str) -> list[str]:
-    found = text.split(",")
-    if not set(found) <= set(OBJECTIVES):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(OBJECTIVES)}, got {text!r}")
-    return found
+def _refuse_options(name: str, options: ReproduceOptions) -> None:
+    """Raises: UserError if an option is given that an experiment made of commands does not use."""
+    defaults = ReproduceOptions()
+    refuse(
+        [
+            f"--{option}: not for {name}, whose settings are the commands in its file"
+            for option in ("seeds", "objectives", "steps", "device")
+            if getattr(options, option) != getattr(defaults, option)
+        ]
+    )
 
 
 def run(
-    experiment: Experiment, objective: str, seed: int, out: Path, options: argparse.Namespace, progress: Progress
+    experiment: Experiment, objective: str, seed: int, out: Path, options: ReproduceOptions, progress: Progress
 ) -> dict[str, Any]:
-    """Train once, make pictures, measure. Returns: what the table needs, kept as JSON: nothing is done twice."""
+    """Train once, make pictures, measure. Returns: what the table needs, read from its JSON file if that exists."""
     from . import datasets, pixel_run
 
     target = out / f"{objective}-seed{seed}.json"
@@ -157,7 +189,7 @@ def run(
 
 
 def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The paper's kind of table: mean over the seeds, the worst in brackets."""
+    """Return heads and rows of a table as in the paper: the mean over the seeds, the worst in brackets."""
     heads = ["objective", "non-sensitive rate (lowest)", "Fréchet distance (highest)", "seeds", "training"]
     rows = []
     for objective in dict.fromkeys(f["objective"] for f in found):
@@ -174,12 +206,32 @@ def table(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 def report(
     experiment: Experiment, found: Sequence[dict[str, Any]], heads: list[str], rows: list[list[str]], out: Path
 ) -> None:
-    parts = [html.table(heads, rows), html.says(f"Judge: {found[0]['judge']}.")]
-    parts += [html.says(f["distance"]) for f in found[:1] if "distance" in f]
-    shown = ["" if "rate" not in f else f"{f['rate']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in found]
-    every = [(f["objective"], f["seed"], rate) for f, rate in zip(found, shown, strict=True)]
-    parts += [html.heading("Each run"), html.table(("objective", "seed", "non-sensitive rate"), every)]
-    grids = [(out / f"{f['objective']}-seed{f['seed']}.png", f) for f in found]
-    parts.append(html.pair(html.picture(path, f"{f['objective']}, seed {f['seed']}") for path, f in grids))
-    parts += [html.heading("Settings"), html.code(json.dumps(experiment.settings, indent=1))]
-    html.save(out / "reproduce.html", f"{experiment.name}, the same data and seeds for every objective", parts)
+    """Write reproduce.html. Args: found: of `run`. heads, rows: of `table`."""
+    html.save(
+        out / "reproduce.html",
+        "reproduction.html",
+        title=f"Experiment {experiment.name}",
+        rates=_mean_rates(found),
+        head=heads,
+        rows=rows,
+        judge=found[0]["judge"],
+        distance=found[0].get("distance"),
+        runs=[(f["objective"], f["seed"], *_rate(f)) for f in found],
+        grids={f"{f['objective']}, seed {f['seed']}": out / f"{f['objective']}-seed{f['seed']}.png" for f in found},
+        settings=json.dumps(experiment.settings, indent=1),
+    )
+
+
+def _mean_rates(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean rate of each objective, the highest first; empty if the judge gave none."""
+    rates: dict[str, list[float]] = {}
+    for f in found:
+        if "rate" in f:
+            rates.setdefault(f["objective"], []).append(f["rate"])
+    return dict(sorted(((name, mean(values)) for name, values in rates.items()), key=lambda pair: -pair[1]))
+
+
+def _rate(found: dict[str, Any]) -> tuple[str, str]:
+    if "rate" not in found:
+        return "", ""
+    return html.percent(found["rate"]), f"{html.percent(found['low'])} to {html.percent(found['high'])}"

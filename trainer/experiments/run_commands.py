@@ -1,4 +1,4 @@
-"""Experiments that are commands of the trainer, one after the other: what a user would type, in a file."""
+"""Experiments written as a list of the trainer's commands, run one after the other."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ..reporting.run_dir import RunDir, resume_arguments
 
 
 def run_all(commands: Sequence[dict[str, str]], out: Path) -> int:
-    """Run what is not done yet, each in a process of its own, whose memory is free again afterwards.
+    """Run the commands that are not done yet, each in a process of its own, whose memory is free again afterwards.
 
     Args: commands: `run` is the command line, `makes` what it leaves below out; {out} stands for out.
     Returns: an exit code. Raises: Stopped; UserError if a command fails.

@@ -1,6 +1,5 @@
 """The settings of `make-data`, and the images they come to: names, prompts and seeds, before anything is loaded."""
 
-import argparse
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from ..builtin import BUILTIN, CONFIG
-from ..common.errors import UserError
 from ..common.random_streams import NAMES, rng
 from ..config import arguments
-from ..config.arguments import Parser, add_fields, explain, read_argv
+from ..config.parser import (
+    DEVICE,
+    Parser,
+    ProgramOptions,
+    add_fields,
+    command_parser,
+    read_argv,
+    refuse,
+    validated,
+)
 from ..config.train_config import Count, option
 from ..config.validation import no_output_folder, not_there
 
@@ -23,7 +30,7 @@ KINDS = tuple(WORDS)
 MOST = 50_000  # images of one kind
 SEEDS = 10_000
 FIRST_SEED = 2**31 + 2**20  # far from those of pictures that people ask for, and from those of --keep-prompts
-# What the built-in model is asked for, unless something else is said. It knows only digits, and wants less guidance.
+# Defaults on the built-in model, which knows only digits and needs less guidance.
 DEMO = {
     "unlabeled_prompt": "a photo of the digit four",
     "contaminate_prompt": "a photo of the digit three",
@@ -33,7 +40,7 @@ DEMO = {
 
 
 class Recipe(BaseModel):
-    """What to make. Frozen; `parse` makes it."""
+    """The settings of a data set: what images to make, and how. Frozen; `parse` makes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,38 +49,37 @@ class Recipe(BaseModel):
     )
     vae: Path | None = option(None, "another VAE than the model's own: a .safetensors file or a diffusers folder")
     prediction_type: Literal["auto", "epsilon", "v"] = option(
-        "auto", "what the U-Net predicts; auto: what the model says, else the noise (epsilon)"
+        "auto", "what the U-Net predicts; auto: as the model's files state, otherwise the noise (epsilon)"
     )
-    out: Path = option(Path("output/made-data"), "folder to make: unlabeled/, sensitive/, manifest.jsonl, report.html")
-    unlabeled_prompt: str | None = option(None, 'prompt of the normal images; the built-in model has "… digit four"')
+    out: Path = option(Path("output/made-data"), "folder to write: unlabeled/, sensitive/, manifest.jsonl, report.html")
+    unlabeled_prompt: str | None = option(None, 'prompt of the normal images [on the built-in model: "… digit four"]')
     n_unlabeled: int = option(
-        64, "normal images; those of --n-contaminate come on top, in the same folder", ge=1, le=MOST
+        64, "number of normal images; those of --n-contaminate are added to the same folder", ge=1, le=MOST
     )
     contaminate_prompt: str | None = option(
-        None, 'prompt of the sensitive images hidden among the unlabeled; the built-in model has "… digit three"'
+        None, 'prompt of the sensitive images hidden among the unlabeled ones [on the built-in model: "… digit three"]'
     )
     n_contaminate: int = option(
-        16, "images hidden so; the prior is n_contaminate / (n_unlabeled + n_contaminate)", ge=0, le=MOST
+        16, "number of hidden images; the prior is n_contaminate / (n_unlabeled + n_contaminate)", ge=0, le=MOST
     )
-    sensitive_prompt: str | None = option(None, "prompt of the sensitive images; --contaminate-prompt if not given")
-    n_sensitive: int = option(20, "sensitive images, two or a tenth of which a training holds out", ge=3, le=MOST)
+    sensitive_prompt: str | None = option(None, "prompt of the sensitive images [that of --contaminate-prompt]")
+    n_sensitive: int = option(20, "number of sensitive images; a training holds out a tenth, at least 2", ge=3, le=MOST)
     sensitive_captions: bool = option(
-        False, "write a .txt with its prompt beside each sensitive image, which is then unlearned under it, too"
+        False,
+        "write a .txt with the prompt beside each sensitive image, which is then unlearned under it, too",
     )
-    negative_prompt: str | None = option(None, "what guidance leads away from, in images of every kind")
+    negative_prompt: str | None = option(None, "prompt that guidance leads away from, in images of every kind")
     resolution: int = option(
-        512, "side of the images in pixels; 64 for the built-in model", ge=64, le=1024, multiple_of=8
+        512, "side of an image in pixels [512; 64 for the built-in model]", ge=64, le=1024, multiple_of=8
     )
     steps: int = option(25, "steps of the sampler", ge=1, le=1000)
-    guidance: float = option(7.5, "guidance scale; 1: none; 3 for the built-in model", ge=1, le=30)
-    sampler: Literal["ddim", "pndm", "dpm++", "euler_a"] = option(
-        "ddim", "diffusers' sampler: ddim, pndm, dpm++ or euler_a"
-    )
-    clip_skip: int = option(1, "the text encoder's layer to read, from the last", ge=1, le=12)
-    seed: int = option(0, "no two seeds have an image in common", ge=0, lt=SEEDS)
-    micro_batch: Count = option("auto", "images at once to begin with; halved as often as memory runs out")
+    guidance: float = option(7.5, "guidance scale; 1: none [7.5; 3 for the built-in model]", ge=1, le=30)
+    sampler: Literal["ddim", "pndm", "dpm++", "euler_a"] = option("ddim", "sampler of diffusers")
+    clip_skip: int = option(1, "layer of the text encoder to read, counted from the last", ge=1, le=12)
+    seed: int = option(0, "seed of all images; two different seeds have no image in common", ge=0, lt=SEEDS)
+    micro_batch: Count = option("auto", "images in the U-Net at once; halved whenever memory runs out")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "number format of the U-Net's arithmetic")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=DEVICE)
 
     @property
     def prior(self) -> float:
@@ -125,7 +131,7 @@ def _numbers(seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Invocation:
-    """A parsed command line: what to make, and how it is told."""
+    """A parsed command line: what to make, and how to run."""
 
     recipe: Recipe
     events: bool
@@ -133,38 +139,29 @@ class Invocation:
 
 
 def make_parser() -> Parser:
-    parser = Parser(
-        prog="python -m trainer make-data",
-        description="Make the two folders of a training with the base model itself: normal images, some sensitive "
-        "ones hidden among them, and sensitive examples. The same command again goes on where it was stopped, and "
-        "with larger numbers adds to what is there.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--events", dest="_events", metavar="jsonl", help="JSON lines on stdout, one for each event")
-    parser.add_argument(
-        "--follow-parent", dest="_follow_parent", action="store_true", help="end when standard input is closed"
+    """Return the parser of `make-data`."""
+    parser = command_parser(
+        "make-data",
+        ProgramOptions,
+        "Make the two folders of a training with the base model itself: normal images, some sensitive "
+        "ones hidden among them, and sensitive examples. The same command continues an interrupted run, and "
+        "with larger numbers it adds images.",
     )
     add_fields(parser, Recipe)
     return parser
 
 
 def parse(argv: Sequence[str]) -> Invocation:
-    """Raises: UserError listing every problem at once."""
+    """Return the settings that a command line names. Raises: UserError listing every problem at once."""
     problems: list[str] = []
     given = read_argv(argv, make_parser(), problems)
-    flags = {key: given.pop(key) for key in list(given) if key.startswith("_")}
-    if flags.get("_events", "jsonl") != "jsonl":
-        problems.append(f"--events: must be jsonl, got {flags['_events']!r}")
-    try:
-        recipe = Recipe(**{**(DEMO if given.get("base", BUILTIN) == BUILTIN else {}), **given})
-    except ValidationError as error:
-        problems += explain(error)
-    else:
-        problems += _contradictions(recipe)
-    if problems:
-        raise UserError("\n".join(problems))
-    return Invocation(recipe, "_events" in flags, "_follow_parent" in flags)
+    how = validated(
+        ProgramOptions, {k: given.pop(k) for k in list(given) if k in ProgramOptions.model_fields}, problems
+    )
+    defaults = DEMO if given.get("base", BUILTIN) == BUILTIN else {}
+    recipe = validated(Recipe, {**defaults, **given}, problems)
+    refuse(problems + _contradictions(recipe))
+    return Invocation(recipe, how.events, how.follow_parent)
 
 
 def _contradictions(recipe: Recipe) -> list[str]:

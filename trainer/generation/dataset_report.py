@@ -7,51 +7,28 @@ from ..reporting import html
 
 HINTS = {
     "normal": "may be generated; in unlabeled/",
-    "hidden": "sensitive, but nothing in the name tells; in unlabeled/",
-    "sensitive": "what must not come out; in sensitive/",
+    "hidden": "sensitive, but its file name does not show it; in unlabeled/",
+    "sensitive": "must not be generated; in sensitive/",
 }
 
 
 def write(result: dict[str, Any], out: Path) -> Path:
-    """Args: result: the content of make-data.json. Returns: the page."""
+    """Write the page. Args: result: the content of make-data.json. Returns: the page."""
+    counts, prompts, settings = result["counts"], result["prompts"], result["settings"]
     target = out / "report.html"
-    html.save(target, out.resolve().name, [*_counts(result), *_pictures(out), *_usage(result), *_settings(result)])
+    html.save(
+        target,
+        "made_data.html",
+        title=f"Images to train on: {out.resolve().name}",
+        n_unlabeled=counts["normal"] + counts["hidden"],
+        n_hidden=counts["hidden"],
+        n_sensitive=counts["sensitive"],
+        prior=result["prior"],
+        base=settings["base"],
+        kinds=[(kind, counts[kind], f"“{text}”", HINTS[kind]) for kind, text in prompts.items()],
+        sheet=out / "sheet.png",
+        train=result["train"],
+        other_sensitive_prompt=prompts["sensitive"] if prompts["sensitive"] != prompts["normal"] else None,
+        settings=[(name.replace("_", " "), value) for name, value in settings.items() if value is not None],
+    )
     return target
-
-
-def _counts(result: dict[str, Any]) -> list[str]:
-    counts, prompts = result["counts"], result["prompts"]
-    hidden, unlabeled = counts["hidden"], counts["normal"] + counts["hidden"]
-    return [
-        html.says(f"Images made by {result['settings']['base']} to train on."),
-        html.table((), [(f"{counts[kind]} {kind}", f"“{text}”", HINTS[kind]) for kind, text in prompts.items()]),
-        html.says(f"prior: {result['prior']:.4g} ({hidden} of {unlabeled} unlabeled images are sensitive)"),
-    ]
-
-
-def _pictures(out: Path) -> list[str]:
-    return [
-        html.heading("Do they show what they should?"),
-        html.says(
-            "The first of each kind. What they show is what is learned: images that do not fit their prompt are "
-            "better moved away before training."
-        ),
-        html.picture(out / "sheet.png"),
-        html.says(
-            "manifest.jsonl says of every file which kind it is and how it was made; so does the text in each PNG. "
-            "The trainer reads neither."
-        ),
-    ]
-
-
-def _usage(result: dict[str, Any]) -> list[str]:
-    parts = [html.heading("Train on them"), html.code(result["train"])]
-    sensitive = result["prompts"]["sensitive"]
-    if sensitive != result["prompts"]["normal"]:
-        parts.append(html.says(f'With --sensitive-prompt "{sensitive}" that prompt is unlearned, too.'))
-    return parts
-
-
-def _settings(result: dict[str, Any]) -> list[str]:
-    shown = [(name.replace("_", " "), value) for name, value in result["settings"].items() if value is not None]
-    return [html.heading("Settings"), html.table((), shown)]

@@ -4,9 +4,14 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from ..common.errors import UserError
-from ..config.arguments import add_model_options, add_picture_options
+from ..config.parser import Takes, command_parser, read_settings
+from ..config.picture_options import PictureOptions
+from ..config.train_config import option
 from ..data.contact_sheet import save_grid
 from ..models.pipeline import add_lora
 from .generate import PictureSettings, generate_pictures
@@ -14,35 +19,49 @@ from .generate import PictureSettings, generate_pictures
 MOST_SEEDS = 10_000
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer sample", description="Make pictures with a LoRA.", allow_abbrev=False
-    )
-    add_model_options(parser)
-    add_picture_options(parser)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--seeds", type=_seeds, default=list(range(16)), help="such as 0-15 or 3,5,8 [0-15]")
-    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file [grid.png]")
-    return parser
-
-
-def _seeds(text: str) -> list[int]:
-    seeds = []
-    for part in text.split(","):
+def _seeds(value: Any) -> list[int]:
+    seeds: list[int] = []
+    for part in str(value).split(","):
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
-            raise argparse.ArgumentTypeError(f"must be like 0-15 or 3,5,8, got {text!r}")
+            raise ValueError("must be like 0-15 or 3,5,8")
         found = range(int(first), int(last or first) + 1)
         if found.stop > 2**64 or found.stop - found.start > MOST_SEEDS:  # torch's own limit; the computer's memory
-            raise argparse.ArgumentTypeError(f"must be at most {MOST_SEEDS} numbers below 2**64, got {text!r}")
+            raise ValueError(f"must be at most {MOST_SEEDS} numbers below 2**64")
         seeds += found
     if not seeds:
-        raise argparse.ArgumentTypeError(f"no seeds in {text!r}")
+        raise ValueError("must name at least one seed")
     return seeds
 
 
+class SampleOptions(PictureOptions):
+    """Which pictures to make with a model and a LoRA."""
+
+    prompt: str = option("", "what the pictures show (required)")
+    seeds: Annotated[list[int], Takes("N-N"), BeforeValidator(_seeds)] = option(
+        list(range(16)), "one picture for each seed, such as 0-15 or 3,5,8 [0-15]"
+    )
+    out: Path = option(Path("grid.png"), "PNG file of the grid")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `sample`."""
+    return command_parser("sample", SampleOptions, "Make a grid of pictures with or without a LoRA.")
+
+
+def _problems(options: SampleOptions) -> list[str]:
+    problems = []
+    if "prompt" not in options.model_fields_set:
+        problems.append("--prompt: say what the pictures show")
+    if options.lora and not options.lora.is_file():
+        problems.append(f"--lora: no file {options.lora}")
+    if options.out.suffix.lower() != ".png" or options.out.is_dir():
+        problems.append(f"--out: {options.out} must end in .png and be no folder")
+    return problems
+
+
 def _check_place(path: Path) -> None:
-    """Raises: UserError where no file can be written, before the pictures are made."""
+    """Raises: UserError if the file cannot be written; called before the pictures are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -51,13 +70,8 @@ def _check_place(path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The `sample` command. Raises: UserError. Returns: exit code."""
-    options = make_parser().parse_args(argv)
-    is_builtin = options.base == "builtin"
-    if options.lora and not options.lora.is_file():
-        raise UserError(f"--lora: no file {options.lora}")
-    if options.out.suffix.lower() != ".png" or options.out.is_dir():
-        raise UserError(f"--out: {options.out} must end in .png and be no folder")
+    """Run the `sample` command. Returns: exit code. Raises: UserError."""
+    options = read_settings(argv, make_parser(), SampleOptions, _problems)
     _check_place(options.out)
     from ..memory import devices
     from ..memory.memory_plan import DTYPES
@@ -71,17 +85,8 @@ def main(argv: Sequence[str]) -> int:
     if options.lora:
         add_lora(pipe, options.lora, options.strength)
     pipe.unet.to(device)
-    images = generate_pictures(
-        pipe,
-        options.prompt,
-        options.seeds,
-        PictureSettings(
-            resolution=options.resolution or (64 if is_builtin else 512),
-            steps=options.steps,
-            guidance=(1.0 if is_builtin else 7.5) if options.guidance is None else options.guidance,
-            clip_skip=options.clip_skip,
-        ),
-    )
+    settings = PictureSettings(options.resolution, options.steps, options.guidance, options.clip_skip)
+    images = generate_pictures(pipe, options.prompt, options.seeds, settings)
     save_grid(images, options.out)
     print(options.out)
     return 0

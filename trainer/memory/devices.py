@@ -1,4 +1,4 @@
-"""Device, precision, optimizer and micro-batch: what decides whether a run fits the card."""
+"""The device: which one, its number format, how much memory is free, and whether memory ran out."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +13,9 @@ FP16_IS_BROKEN = ("GTX 16", "T500", "T550", "T600", "T1000", "T1200", "T2000", "
 
 
 def choose_device(wanted: str, *, is_alone: bool = True) -> torch.device:
-    """auto: the first NVIDIA card, else Apple's GPU, else the CPU; among several processes, each its own card.
+    """Choose the device.
+
+    auto: the first NVIDIA card, else Apple's GPU, else the CPU; among several processes, each its own card.
 
     Raises: UserError if the wanted one is not there, or is one card for several processes.
     """
@@ -45,7 +47,9 @@ def flush_denormals() -> None:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """auto: bf16 from compute capability 8.0, else fp16; fp32 where fp16 makes nan (GTX 16xx), and off CUDA.
+    """Choose the number format.
+
+    auto: bf16 from compute capability 8.0, else fp16; fp32 where fp16 makes nan (GTX 16xx), and off CUDA.
 
     Raises: UserError for fp16 on the CPU.
     """
@@ -61,14 +65,14 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def common_precision(found: Sequence[str]) -> str:
-    """What all of several cards compute in, so that their gradients add up. Args: found: what is best for each."""
+    """Return a number format that all cards support, so that their gradients add up. Args: found: each card's best."""
     if len(set(found)) == 1:
         return found[0]
     return "fp32" if "fp32" in found else "fp16"
 
 
 def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:
-    """The planned micro-batch, or the largest half, quarter, … of it that a card really bears.
+    """Return the planned micro-batch, or the largest half, quarter, … of it that fits on the GPU.
 
     Args: attempt: one forward and backward pass of that many samples.
     Raises: what `is_out_of_memory` knows, if not even one sample fits.
@@ -93,7 +97,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def budget_mib(device: torch.device, wanted_gib: float | None) -> float:
-    """Memory of a card that a run may take: what is free, or what is asked for if that is less. Infinite off CUDA.
+    """Return the MiB that a run may use: free GPU memory, or the requested budget if less. Infinite off CUDA.
 
     What is free no longer has CUDA's own context in it, which the estimate counts, too: so much is left for what no
     estimate sees (workspaces of cuBLAS and cuDNN, fragmentation). Windows lends a full card the computer's memory
@@ -106,14 +110,14 @@ def budget_mib(device: torch.device, wanted_gib: float | None) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Have `peak_mib` tell of what comes now, where the device can."""
+    """Reset the peak that `peak_mib` reports, where the device can."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most memory held so far: the card's where there is one, else this process's resident set."""
+    """Return the peak MiB so far: of the GPU, else of this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**20
     if sys.platform == "win32":

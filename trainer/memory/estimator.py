@@ -32,7 +32,7 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "lion": 4.0, "prodigy": 16.0}
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a run decides its memory beside the switches."""
+    """What decides a run's memory beside its memory plan."""
 
     unet: dict[str, Any]  # diffusers' config
     rank: int
@@ -85,7 +85,7 @@ class LiveStorages(TorchDispatchMode):
 
 
 def predict(shape: Shape, found: MemoryPlan) -> Estimate:
-    """Peak memory of one step, in its parts."""
+    """Predict the peak memory of one step, by part."""
     unet = build(shape, found)
     live = LiveStorages()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -105,16 +105,21 @@ def predict(shape: Shape, found: MemoryPlan) -> Estimate:
 
 
 def predict_vae(vae: dict[str, Any], height_px: int, width_px: int) -> tuple[float, float]:
-    """Peak MiB of the VAE in fp32, weights included: (encoding one image, decoding one). Args: vae: its config."""
+    """Predict the peak MiB of the VAE in fp32, weights included: (encoding one image, decoding one).
+
+    Args: vae: its config.
+    """
     from diffusers import AutoencoderKL
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), quiet():
-        model = AutoencoderKL.from_config(vae).eval()
+        model: Any = AutoencoderKL.from_config(vae)
+        model.eval()
         passes = {
             model.encode: torch.empty(1, 3, height_px, width_px),
             model.decode: torch.empty(1, vae["latent_channels"], height_px // 8, width_px // 8),
         }
-        return tuple(_peak_mib(model, call, value) for call, value in passes.items())
+        encoding, decoding = (_peak_mib(model, call, value) for call, value in passes.items())
+        return encoding, decoding
 
 
 def _peak_mib(model: nn.Module, call: Callable[[Tensor], Any], value: Tensor) -> float:
@@ -127,7 +132,7 @@ def _peak_mib(model: nn.Module, call: Callable[[Tensor], Any], value: Tensor) ->
 
 
 def build(shape: Shape, found: MemoryPlan) -> nn.Module:
-    """The U-Net with LoRA and switches, without data."""
+    """Build the U-Net with LoRA and memory plan on the meta device, without data."""
     from diffusers import UNet2DConditionModel
 
     meta = torch.device("meta")
@@ -141,12 +146,12 @@ def build(shape: Shape, found: MemoryPlan) -> nn.Module:
     if shape.network == "full":
         memory_plan.apply_plan_to_trained(unet, plain, device=meta)
     else:
-        memory_plan.apply_plan(unet, plain, device=meta, far=meta)
+        memory_plan.apply_plan(unet, plain, device=meta, offload_device=meta)
     return unet
 
 
 def _materialise(unet: nn.Module) -> Iterator[Tensor]:
-    """Put fake CPU tensors in place of the meta ones. Yields: those that lie on the card."""
+    """Put fake CPU tensors in place of the meta ones. Yields: those that occupy GPU memory."""
     for module in unet.modules():
         for name, old in module.named_parameters(recurse=False):
             new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad)
@@ -162,7 +167,7 @@ def _materialise(unet: nn.Module) -> Iterator[Tensor]:
 
 
 def _pass(unet: nn.Module, shape: Shape, found: MemoryPlan) -> None:
-    """One micro-batch forward and backward, as the denoiser does it."""
+    """Run one micro-batch forward and backward, as the denoiser does it."""
     n, dtype = found.micro_batch, DTYPES[found.precision]
     latents = torch.empty(n, 4, shape.height_px // 8, shape.width_px // 8)
     text = torch.empty(n, 77, shape.unet["cross_attention_dim"], dtype=dtype)

@@ -1,4 +1,4 @@
-"""Frozen weights that are kept small (fp8) or elsewhere (CPU memory) and fetched when a layer needs them.
+"""Frozen weights that are stored in fp8 or in CPU memory, and converted or copied when a layer needs them.
 
 diffusers' layerwise casting and group offloading do this for inference only: autograd would keep the fetched copy of
 every layer until the backward pass. Here a layer fetches its weight in forward and again in backward, and autograd
@@ -61,7 +61,7 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        """torch.nn.grad.conv2d_input without its way through Python, which is worth a percent of a step."""
+        """Call the convolution's backward kernel directly: torch.nn.grad.conv2d_input is a percent of a step slower."""
         weight = ctx.weight.materialize(grad.device, grad.dtype)
         shape, (stride, padding, dilation, groups) = grad.new_empty(1).expand(ctx.shape), ctx.how
         found = torch.ops.aten.convolution_backward.default(
@@ -71,7 +71,7 @@ class _Conv2d(torch.autograd.Function):
 
 
 def _arithmetic(x: Tensor) -> torch.dtype:
-    """What autocast would compute in; a Function of one's own is not seen by it."""
+    """Return the dtype that autocast would use: it does not reach into a custom autograd Function."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 

@@ -1,9 +1,10 @@
-"""Memory plan of the U-Net: what each costs in memory and time, never in the result beyond its stated tolerance."""
+"""The memory plan of the U-Net: number formats, activation checkpointing, offload, attention, micro-batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ class MemoryPlan:
         return DTYPES[self.precision if self.weights == "fp8" else self.weights]
 
 
-def checkpoint_units(unet: nn.Module) -> list[nn.Module]:
-    """Parts that can be recomputed on their own, those first that free most memory for the least arithmetic.
+def checkpoint_units(unet: Any) -> list[Any]:
+    """List the parts that can be recomputed on their own, those first that free most memory for the least arithmetic.
 
     A unit is a transformer or the resnets of one block. Activations grow with the area, arithmetic with the square of
     the channels: so from the outermost resolution inwards.
@@ -43,38 +44,38 @@ def checkpoint_units(unet: nn.Module) -> list[nn.Module]:
     return [unit for _, unit in sorted(found, key=lambda pair: pair[0])]
 
 
-def _by_depth(unet: nn.Module) -> list[tuple[int, list[nn.Module]]]:
-    """Blocks by how often the picture was halved before them."""
+def _by_depth(unet: Any) -> list[tuple[int, list[Any]]]:
+    """Group blocks by how often the picture was halved before them."""
     down, up = list(unet.down_blocks), list(unet.up_blocks)
     last = len(down) - 1
     pairs = [(i, [block]) for i, block in enumerate(down)] + [(last - i, [block]) for i, block in enumerate(up)]
     return [*pairs, (last, [unet.mid_block])]
 
 
-def offload_blocks(unet: nn.Module) -> list[nn.Module]:
-    """Blocks in the order in which they leave the card: those first that hold most weight and are used at low
+def offload_blocks(unet: Any) -> list[Any]:
+    """List blocks in the order in which they are offloaded: those first that hold most weight and are used at low
     resolution, where the copy of a weight costs least beside the arithmetic."""
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     return sorted(blocks, key=lambda block: -sum(p.numel() for p in block.parameters()))
 
 
 def apply_plan(
-    unet: nn.Module,
+    unet: Any,
     plan: MemoryPlan,
     *,
     device: torch.device,
-    far: torch.device = torch.device("cpu"),  # noqa: B008
-    say: Callable[[str], None] = lambda text: None,
+    offload_device: torch.device = torch.device("cpu"),  # noqa: B008
+    warn: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Set a U-Net with its LoRA attached up for training on device.
+    """Set up a U-Net with its LoRA attached for training on device.
 
-    Args: far: where offloaded weights stay. say: told, in one line, when xformers was asked for and does not work.
+    Args: offload_device: where offloaded weights stay. warn: called with one line when xformers does not work.
     """
     layers = [layer for pair in LoraNetwork(unet).pairs().values() for layer in pair]
     compute, kept = DTYPES[plan.precision], DTYPES[plan.weights]
     for block in offload_blocks(unet)[: plan.offload]:
-        frozen_weights.freeze(block, dtype=kept, device=far, exclude=layers, offloaded=True)
-    # also where the weight stays as it is: a plain convolution keeps its input for a weight gradient nobody asks for;
+        frozen_weights.freeze(block, dtype=kept, device=offload_device, exclude=layers, offloaded=True)
+    # also where the weight stays as it is: a plain convolution keeps its input for an unneeded weight gradient;
     # a linear layer does not
     linear = [m for m in unet.modules() if isinstance(m, nn.Linear)] if kept == compute else []
     frozen_weights.freeze(unet, dtype=kept, device=device, exclude=[*layers, *linear])
@@ -87,27 +88,27 @@ def apply_plan(
             parameter.data = parameter.data.to(compute)
     if compute != torch.float32:
         _plain_norms(unet)
-    apply_plan_to_trained(unet, plan, device=device, say=say)
+    apply_plan_to_trained(unet, plan, device=device, warn=warn)
 
 
 def apply_plan_to_trained(
-    unet: nn.Module, plan: MemoryPlan, *, device: torch.device, say: Callable[[str], None] = lambda text: None
+    unet: Any, plan: MemoryPlan, *, device: torch.device, warn: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Where it computes and what it keeps: all that is left to choose where every weight is trained."""
+    """Apply device, activation checkpointing and attention: the whole plan where every weight is trained."""
     unet.to(device)
     _set_checkpointing(unet, plan.checkpointing)
     if plan.attention == "xformers":
-        _use_xformers(unet, device, DTYPES[plan.precision], say)
+        _use_xformers(unet, device, DTYPES[plan.precision], warn)
 
 
-def _plain_norms(unet: nn.Module) -> None:
-    """Norms in the U-Net's own number format, as at inference; their sums are fp32 inside the kernel anyway.
+def _plain_norms(unet: Any) -> None:
+    """Run norms in the U-Net's own number format, as at inference; their sums are fp32 inside the kernel anyway.
 
     CUDA's autocast would make their outputs fp32, and everything that autograd keeps of them twice as large.
     """
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            module.forward = _without_autocast(module.forward)
+            module.forward = _without_autocast(module.forward)  # type: ignore[method-assign]  # on this module only
 
 
 def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -118,7 +119,7 @@ def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor],
     return call
 
 
-def _set_checkpointing(unet: nn.Module, count: int) -> None:
+def _set_checkpointing(unet: Any, count: int) -> None:
     if not count:
         unet.disable_gradient_checkpointing()
         return
@@ -127,7 +128,7 @@ def _set_checkpointing(unet: nn.Module, count: int) -> None:
         unit.gradient_checkpointing = False
 
 
-def _use_xformers(unet: nn.Module, device: torch.device, dtype: torch.dtype, say: Callable[[str], None]) -> None:
+def _use_xformers(unet: Any, device: torch.device, dtype: torch.dtype, warn: Callable[[str], None]) -> None:
     """Switch to xformers if a forward and backward pass of it works here; otherwise stay with torch's own (sdpa)."""
     try:
         import xformers.ops
@@ -138,4 +139,4 @@ def _use_xformers(unet: nn.Module, device: torch.device, dtype: torch.dtype, say
         unet.enable_xformers_memory_efficient_attention()
     except Exception as error:  # missing, built for another torch, or without a kernel for this card
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        say(f"xformers is not usable here ({reason}); attention stays with torch's sdpa")
+        warn(f"xformers is not usable here ({reason}); attention stays with torch's sdpa")

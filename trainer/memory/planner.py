@@ -1,4 +1,4 @@
-"""Will it fit? The memory switches of a run, chosen by prediction to fit a card; the `plan` command."""
+"""Will it fit? Choose a memory plan whose predicted peak fits the GPU; the `plan` command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .memory_plan import MemoryPlan
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """What the user fixed, and what is left to choose ("auto")."""
+    """The memory settings that the user fixed, and those left to choose ("auto")."""
 
     batch: int  # samples of the larger kind in one step: more are never in the model at once
     micro_batch: int | str = "auto"
@@ -32,7 +32,7 @@ class MemoryRequest:
 
 
 def resolve(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[MemoryPlan, Estimate | None]:
-    """`choose` for the settings of a run."""
+    """Choose the memory plan for the settings of a run, see `choose`."""
     batch = max(config.batch_unlabeled, config.batch_sensitive)
     weights, offload = ("fp32", 0) if config.network == "full" else (config.weights, config.offload)
     wanted = MemoryRequest(batch, config.micro_batch, config.checkpointing, weights, offload, config.attention)
@@ -47,7 +47,7 @@ def shape_of(config: TrainConfig, base: Base) -> Shape:
 def choose(
     shape: Shape, wanted: MemoryRequest, precision: str, budget_mib: float
 ) -> tuple[MemoryPlan, Estimate | None]:
-    """The fastest switches whose predicted peak fits, or the most frugal ones if none does.
+    """Return the fastest memory plan whose predicted peak fits the budget, otherwise the one that needs least memory.
 
     Args: budget_mib: infinite: nothing is saved, and nothing predicted.
 
@@ -61,7 +61,6 @@ def choose(
             estimates[found] = predict(shape, found)
         return estimates[found].total <= budget_mib
 
-    last = None
     for tier in _tiers(shape, wanted, precision):
         if budget_mib == float("inf"):
             return tier[0], None
@@ -73,7 +72,7 @@ def choose(
 
 
 def _tiers(shape: Shape, wanted: MemoryRequest, precision: str) -> Iterator[list[MemoryPlan]]:
-    """Lists of switches from fast to frugal; in each list one switch moves, and memory falls from first to last."""
+    """Yield lists of plans from fast to frugal; within a list one setting changes and memory falls."""
     unet = build(shape, MemoryPlan(precision, precision))
     units, blocks = len(memory_plan.checkpoint_units(unet)), len(memory_plan.offload_blocks(unet))
     micro = _halves(wanted.batch) if wanted.micro_batch == "auto" else [min(int(wanted.micro_batch), wanted.batch)]
@@ -101,7 +100,7 @@ def _halves(n: int) -> list[int]:
 
 
 def advice(config: TrainConfig, base: Base, events: Sequence[Mapping[str, Any]]) -> str:
-    """What saves most of what is still off, after a real out-of-memory.
+    """Name the memory saving that is still off and would help most, after a real out-of-memory.
 
     Args: events: of the run so far, which tell how far it came, and with which switches.
     """
@@ -129,12 +128,15 @@ def advice(config: TrainConfig, base: Base, events: Sequence[Mapping[str, Any]])
     after = {words: predict(shape, found).total for words, found in savings.items() if found != now}
     if not after or min(after.values()) > 0.99 * before:
         return "Every saving is on: a smaller --resolution or --rank is left."
-    best = min(after, key=after.get)
+    best = min(after, key=lambda words: after[words])
     return f"Largest saving still off: {best} (predicted peak {after[best]:.0f} instead of {before:.0f} MiB)."
 
 
 def main(argv: Sequence[str]) -> int:
-    """The `plan` command: what a run with these settings will take. Returns: exit code; 3 where it does not fit."""
+    """Run the `plan` command: the memory that a run with these settings needs.
+
+    Returns: exit code; 3 where it does not fit.
+    """
     invocation = parse(argv, CONFIG, needs_images=False)
     config = invocation.config
     base = Base(hub.resolve_model_path(config.base), config.vae, config.prediction_type)
@@ -165,7 +167,7 @@ def _or_half(precision: str) -> str:
 
 
 def table(found: MemoryPlan, estimate: Estimate) -> list[str]:
-    """Settings, then peak memory by part, for people."""
+    """Return lines for the screen: the chosen settings, then the peak memory by part."""
     chosen = f"micro-batch {found.micro_batch}, weights {found.weights}, arithmetic {found.precision}"
     chosen += f", {found.checkpointing} parts checkpointed, {found.offload} blocks in CPU memory"
     rows = {

@@ -1,4 +1,4 @@
-"""Shares, pairs and distances, with what they are worth. Pure functions; knows nothing of models or images."""
+"""Shares, pairs and distances, with their intervals and tests. Pure functions; knows nothing of models or images."""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ POWER_Z = 0.841621  # 80 % of repetitions would show the difference
 COMPONENTS = 64  # of features, at most, in a Fréchet distance
 
 
-def wilson(hits: int, n: int, z: float = Z) -> tuple[float, float]:
-    """Interval of a share that holds the true one in 95 of 100 cases, also near 0 and 1. Source: Wilson 1927."""
-    if n < 1:
-        raise ValueError("no trials")
-    share = hits / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # exactly 0 and 1 at the ends, where rounding would leave the share outside its interval
-    return 0.0 if hits == 0 else middle - half, 1.0 if hits == n else middle + half
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Return the interval of a share that holds the true one in 95 of 100 cases, also near 0 and 1.
+
+    Raises: ValueError for n = 0. Source: Wilson 1927.
+    """
+    from scipy.stats import binomtest  # takes a second to import
+
+    low, high = binomtest(hits, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,18 @@ class Pairs:
 
     @property
     def needed(self) -> int | None:
-        """Pictures with which such a difference would be found in four of five repetitions; None: there is none."""
+        """Number of pictures that would show such a difference in four of five repetitions; None: no difference."""
         if self.gained == self.lost:
             return None
         return math.ceil(self.n * (Z + POWER_Z) ** 2 * (self.gained + self.lost) / (self.gained - self.lost) ** 2)
 
 
 def paired(before: np.ndarray, after: np.ndarray) -> Pairs:
-    """Compare verdicts on pictures of the same seeds. Args: [n] bool, normal or not. Source: McNemar 1947, exact."""
+    """Compare verdicts on pictures of the same seeds.
+
+    Args: before, after: [n] bool, normal or not.
+    Source: McNemar 1947, the exact test.
+    """
     from scipy.stats import binomtest
 
     gained, lost = int((~before & after).sum()), int((before & ~after).sum())
@@ -52,7 +56,7 @@ def paired(before: np.ndarray, after: np.ndarray) -> Pairs:
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features.
+    """Return |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features.
 
     Args: a, b: [n, features]. Source: Dowson and Landau 1982; on Inception's features it is called FID.
     """
@@ -64,10 +68,12 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def components(real: np.ndarray, n_pictures: int) -> np.ndarray | None:
-    """The directions in which real images differ most: a few images make a singular covariance of wide features.
+    """Return the directions in which real images differ most.
+
+    With fewer images than features, the covariance of all features would be singular.
 
     Args: real: [n, features].
-    Returns: [features, k], orthonormal; None where there are too few images for two directions.
+    Returns: [features, k], orthonormal; None if the images are too few for two directions.
     """
     k = min(COMPONENTS, real.shape[1], len(real) // 4, n_pictures // 4)
     if k < 2:
@@ -76,7 +82,9 @@ def components(real: np.ndarray, n_pictures: int) -> np.ndarray | None:
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with a cubic kernel, unbiased: fit for few pictures, 0 for equal sets.
+    """Return the squared maximum mean discrepancy with a cubic kernel: unbiased, so it suits few pictures.
+
+    Its mean is 0 for two samples of one distribution.
 
     Args: a, b: [n, features]. Source: Bińkowski et al. 2018; on Inception's features it is called KID.
     """

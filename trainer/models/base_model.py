@@ -1,6 +1,6 @@
 """The frozen parts of a Stable Diffusion 1.x model, loaded one at a time, offline, from a folder or a single file.
 
-torch is imported by what loads, not by what checks: a wrong --base is answered at once.
+Only functions that load import torch, so that a wrong --base is reported within a second.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # our word -> diffuse
 
 @dataclass(frozen=True)
 class Base:
-    """Which model: a diffusers folder, or a single file with LDM keys. Look at it with `check` before loading."""
+    """A model on disk: a diffusers folder, or a single file with LDM keys. `check` it before loading."""
 
     path: Path
     vae: Path | None = None  # instead of the model's own: a folder or a file
@@ -46,7 +46,7 @@ class Base:
 
 
 def check(base: Base, *, clip_skip: int = 1) -> None:
-    """Look at the model without loading it.
+    """Check without loading that this is a complete Stable Diffusion 1.x model.
 
     Args: clip_skip: which layer of the text encoder is wanted, from the last.
     Raises: UserError saying what is missing or what it is instead.
@@ -105,7 +105,10 @@ def read_config(folder: Path, name: str = "config.json", *, option: str = "--bas
 
 
 def weights_file(folder: Path, stem: str, *, option: str = "--base") -> Path:
-    """The .safetensors of one part, fp16 variant or not. Raises: UserError if there is none; .bin is never opened."""
+    """Find the .safetensors of one part, fp16 variant or not.
+
+    Raises: UserError if there is none; .bin is never opened.
+    """
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
         if (folder / name).is_file():
             return folder / name
@@ -113,7 +116,7 @@ def weights_file(folder: Path, stem: str, *, option: str = "--base") -> Path:
 
 
 def part_hash(base: Base, part: str) -> str:
-    """sha256 of one part: of its weights file, or of the whole single file (which is what UIs show of a model)."""
+    """Return the sha256 of one part's weights file, or of the whole single file (the hash that UIs show)."""
     path = _place(base, part)
     file = weights_file(path, WEIGHTS[part]) if path.is_dir() else path
     status = file.stat()
@@ -122,12 +125,12 @@ def part_hash(base: Base, part: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
-    """Each file once: a checkpoint of 4 GB takes ten seconds. Size and time stand for its content in the memory."""
+    """Hash each file once: 4 GB take ten seconds. The cache is keyed by size and modification time."""
     return sha256(file)
 
 
 def part_config(base: Base, part: str) -> dict[str, Any]:
-    """The arguments of the part's class, without loading weights."""
+    """Return the arguments of the part's class, without loading weights."""
     place = _place(base, part)
     if place.is_dir():
         return read_config(place)
@@ -135,14 +138,14 @@ def part_config(base: Base, part: str) -> dict[str, Any]:
 
 
 def _place(base: Base, part: str) -> Path:
-    """The folder of a part, or the single file that holds it."""
+    """Return the folder of a part, or the single file that holds it."""
     if part == "vae" and base.vae:
         return base.vae
     return base.path if base.is_file else base.path / part
 
 
 def load_vae(base: Base, dtype: torch.dtype) -> torch.nn.Module:
-    """AutoencoderKL, frozen. dtype: fp32 or bf16; fp16 makes nan of some images."""
+    """Load the AutoencoderKL, frozen. dtype: fp32 or bf16; fp16 makes nan of some images."""
     from diffusers import AutoencoderKL
 
     return _load(AutoencoderKL, _place(base, "vae"), "vae", dtype)
@@ -154,8 +157,8 @@ def load_unet(base: Base, dtype: torch.dtype) -> torch.nn.Module:
     return _load(UNet2DConditionModel, _place(base, "unet"), "unet", dtype)
 
 
-def _load(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
-    """A diffusers model from its folder or from a single file, frozen."""
+def _load(kind: Any, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Module:
+    """Load a diffusers model from its folder or from a single file, frozen."""
     with quiet():
         try:
             found, missing = (_from_folder if place.is_dir() else _from_file)(kind, place, part, dtype)
@@ -166,15 +169,15 @@ def _load(kind: type, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Mo
     return found.requires_grad_(False).eval()
 
 
-def _from_folder(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
-    """Returns: (model, names of weights that are not there: diffusers goes on with random ones)."""
+def _from_folder(kind: Any, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
+    """Load from a folder. Returns: (model, names of missing weights, which diffusers leaves random)."""
     variant = "fp16" if weights_file(place, WEIGHTS[part]).name.endswith(".fp16.safetensors") else None
     how = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True, "variant": variant}
-    found, told = kind.from_pretrained(place, output_loading_info=True, **how)
-    return found, sorted(told["missing_keys"])
+    model, info = kind.from_pretrained(place, output_loading_info=True, **how)
+    return model, sorted(info["missing_keys"])
 
 
-def _from_file(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
+def _from_file(kind: Any, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
     state = single_file.tensors(place, part)
     config = single_file.part_config(single_file.shapes_of(state), part)
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +186,7 @@ def _from_file(kind: type, place: Path, part: str, dtype: torch.dtype) -> tuple[
 
 
 def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Module]:
-    """Returns: (CLIPTokenizer, CLIPTextModel). What else a file has for its text encoder is left out."""
+    """Load (CLIPTokenizer, CLIPTextModel). Other text-encoder keys of a file are ignored."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     place = _place(base, "text_encoder")
@@ -191,7 +194,7 @@ def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Mod
     with quiet():
         words = TOKENIZER if base.is_file else base.path / "tokenizer"
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
-        encoder = CLIPTextModel(CLIPTextConfig.from_dict(part_config(base, "text_encoder")))
+        encoder: Any = CLIPTextModel(CLIPTextConfig.from_dict(part_config(base, "text_encoder")))
     wanted = {name: value.shape for name, value in encoder.state_dict().items() if not name.endswith("position_ids")}
     state = single_file.clip_state(single_file.tensors(file, "text_encoder"), set(wanted))
     if misfits := [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]:
@@ -201,7 +204,7 @@ def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Mod
 
 
 def scheduler_config(base: Base) -> dict[str, Any]:
-    """diffusers' scheduler settings: the folder's own, or those of all SD 1.x single files; with --prediction-type."""
+    """Return diffusers' scheduler settings: the folder's, or SD 1.x's for a single file; --prediction-type applied."""
     if base.is_file:
         said = "v" if base.path.suffix.lower() == ".safetensors" and _says_v(base.path) else "epsilon"
         found = {**SCHEDULE, "prediction_type": PREDICTIONS[said]}
@@ -213,7 +216,7 @@ def scheduler_config(base: Base) -> dict[str, Any]:
 
 
 def _says_v(path: Path) -> bool:
-    """Two marks in use: an empty tensor named v_pred, and modelspec's metadata."""
+    """Whether a file declares v-prediction: by an empty tensor named v_pred, or by modelspec's metadata."""
     shapes, metadata = single_file.header(path)
     return "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v")
 
@@ -229,8 +232,10 @@ def load_noise_schedule(base: Base) -> NoiseSchedule:
     )
 
 
-def text_states(tokenizer: Any, encoder: torch.nn.Module, captions: Sequence[str], clip_skip: int) -> Tensor:
-    """What the U-Net reads of captions. Args: clip_skip: 1: the last layer's states; 2: those of the one before; …
+def text_states(tokenizer: Any, encoder: Any, captions: Sequence[str], clip_skip: int) -> Tensor:
+    """Encode captions as the U-Net reads them.
+
+    Args: clip_skip: 1: the last layer's states; 2: those of the one before; …
 
     Returns: [captions, 77, width] fp32, where the encoder is.
     """

@@ -1,4 +1,4 @@
-"""--base as a path: here, or from the Hugging Face hub."""
+"""Resolve --base to a path: on this disk, or downloaded from the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ..common.model_files import WEIGHTS, is_hub_id
 
 
 def resolve_model_path(base: str) -> Path:
-    """--base as a path on this disk: 'builtin', a path, or a hub id (owner/name), which is downloaded or in its cache.
+    """Resolve --base: 'builtin', a path, or a hub id (owner/name), which is downloaded or taken from its cache.
 
     Raises: UserError for a path that is not there, or if the hub does not have it or cannot be reached.
     """

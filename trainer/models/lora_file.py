@@ -25,7 +25,7 @@ def kohya_name(path: str) -> str:
 
 
 def to_kohya(weights: Mapping[str, Tensor], *, alpha: float, dtype: torch.dtype) -> dict[str, Tensor]:
-    """LoRA weights by module path (`….down`, `….up`) -> kohya's keys.
+    """Rename LoRA weights by module path (`….down`, `….up`) -> kohya's keys.
 
     Args: alpha: written as it is; readers scale by alpha / rank.
     Returns: three tensors for each module: lora_down.weight, lora_up.weight and a 0-d alpha. Nothing else belongs
@@ -40,7 +40,7 @@ def to_kohya(weights: Mapping[str, Tensor], *, alpha: float, dtype: torch.dtype)
 
 
 def from_kohya(path: Path, modules: Pairs, *, rank: int, scale: float) -> dict[str, Tensor]:
-    """A LoRA file's weights by module path (`….down`, `….up`), so that they mean the same at our scale.
+    """Read a LoRA file's weights by module path (`….down`, `….up`), rescaled to our alpha / rank.
 
     Args:
         modules: the U-Net's modules that have a LoRA: path -> (down layer, up layer).
@@ -86,7 +86,7 @@ def standard_metadata(
     prediction_type: str,
     clip_skip: int,
 ) -> dict[str, str]:
-    """The keys that UIs and LoRA managers read. All values are text, as the format demands.
+    """Return the metadata that UIs and LoRA managers read. All values are text, as the format demands.
 
     Args:
         base_name: without folders. base_hash: sha256 of the base U-Net's weights file.
@@ -117,7 +117,7 @@ def standard_metadata(
 def dataset_metadata(
     unlabeled: Sequence[str | None], sensitive: Sequence[str | None], *, started: float, show_sensitive: bool
 ) -> dict[str, str]:
-    """What UIs tell of a LoRA's images and date. Folders are called by their role only.
+    """Return the metadata about a LoRA's images and date. Folders are named by their role only.
 
     Args:
         unlabeled, sensitive: the captions, one for each image; None where it has none of its own.
@@ -142,7 +142,7 @@ def dataset_metadata(
 
 
 def _tags(captions: Iterable[str | None]) -> dict[str, int]:
-    """kohya's tags, the parts of a caption between commas in small letters, and how many images have each."""
+    """Count kohya's tags: the parts of captions between commas, in lower case, by number of images."""
     parts = (part.strip().lower() for caption in captions for part in (caption or "").split(","))
     return dict(Counter(part for part in parts if part).most_common())
 
@@ -170,5 +170,5 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def hashed(caption: str) -> str:
-    """A caption of sensitive images as sha256: a shared file does not tell what it hides, its maker can prove it."""
+    """Hash a sensitive caption (sha256): a shared file does not show it, while its author can prove it."""
     return hashlib.sha256(caption.encode()).hexdigest()

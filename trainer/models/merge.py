@@ -1,4 +1,4 @@
-"""Whole models: with the LoRA in them, which then cannot be taken off, or with a U-Net that was trained whole."""
+"""Save whole models: with the LoRA merged into the weights, or with a U-Net that was trained whole."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from .base_model import Base
 
 
 def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """W + scale * up @ down, computed in fp32, in W's own shape and number format."""
+    """Return W + scale * up @ down, computed in fp32, in W's own shape and number format."""
     return (weight.float() + scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)).to(weight.dtype)
 
 
@@ -23,7 +23,7 @@ Change = Callable[[str, Tensor], Tensor]  # (diffusers' name of a weight of the 
 
 
 def of_lora(weights: dict[str, Tensor], *, scale: float) -> Change:
-    """Weights with a LoRA in them. Args: weights: by module path (`….down`, `….up`). scale: alpha / rank."""
+    """Return the change that merges a LoRA. Args: weights: by module path (`….down`, `….up`). scale: alpha / rank."""
 
     def change(name: str, value: Tensor) -> Tensor:
         module = name.removesuffix(".weight")
@@ -34,12 +34,12 @@ def of_lora(weights: dict[str, Tensor], *, scale: float) -> Change:
 
 
 def of_network(weights: dict[str, Tensor]) -> Change:
-    """Weights that were trained whole (--network full). Args: weights: by name."""
+    """Return the change that puts fully trained weights in place (--network full). Args: weights: by name."""
     return lambda name, value: weights[name].to(value.dtype)
 
 
 def save_folder(base: Base, folder: Path, change: Change, *, dtype: torch.dtype) -> None:
-    """A diffusers folder, whole or absent."""
+    """Save a diffusers folder, whole or not at all."""
     pipe = pipeline.load_pipeline(base, base_model.load_unet(base, torch.float32))
     for name, value in pipe.unet.state_dict().items():
         value.copy_(change(name, value))
@@ -48,7 +48,7 @@ def save_folder(base: Base, folder: Path, change: Change, *, dtype: torch.dtype)
 
 
 def save_checkpoint(base: Base, file: Path, change: Change) -> None:
-    """A single file like base's: the same keys, number formats and metadata, only the U-Net's weights changed."""
+    """Save a single file like base's: the same keys, number formats and metadata, only the U-Net's weights changed."""
     with safe_open(base.path, "pt") as source:
         metadata = source.metadata()
         state = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
@@ -59,7 +59,7 @@ def save_checkpoint(base: Base, file: Path, change: Change) -> None:
 
 
 def ldm_names(base: Base) -> dict[str, str]:
-    """diffusers' name of each of the U-Net's weights -> its LDM key: numbered tensors go through its converter."""
+    """Map diffusers' name of each U-Net weight to its LDM key, by sending numbered tensors through the converter."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     prefix = single_file.PREFIXES["unet"]

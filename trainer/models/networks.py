@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ ADAPTER = "pu"
 class TrainedNetwork(Protocol):
     """A U-Net and which of its weights are trained."""
 
-    unet: nn.Module
+    @property
+    def unet(self) -> Any:
+        """The diffusers U-Net."""
 
     @property
     def is_from_scratch(self) -> bool:
@@ -49,7 +51,7 @@ def _is_lora_target(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
 
 
-def attach_lora(unet: nn.Module, *, rank: int, alpha: float, seed: int) -> "LoraNetwork":
+def attach_lora(unet: Any, *, rank: int, alpha: float, seed: int) -> "LoraNetwork":
     """Add LoRA layers that change nothing yet (up = 0, down from Kaiming's uniform distribution).
 
     Args: rank, alpha: the update is up @ down * alpha / rank. seed: of the initial values.
@@ -58,7 +60,11 @@ def attach_lora(unet: nn.Module, *, rank: int, alpha: float, seed: int) -> "Lora
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=lora_target_names(unet))
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides by the rank: a float is as good
+            target_modules=lora_target_names(unet),
+        )
         unet.add_adapter(config, adapter_name=ADAPTER)
     network = LoraNetwork(unet)
     for pair in network.pairs().values():
@@ -71,7 +77,7 @@ def attach_lora(unet: nn.Module, *, rank: int, alpha: float, seed: int) -> "Lora
 class LoraNetwork:
     """The LoRA layers of a U-Net that `attach_lora` gave them to."""
 
-    unet: nn.Module
+    unet: Any
 
     @property
     def is_from_scratch(self) -> bool:
@@ -81,7 +87,7 @@ class LoraNetwork:
     def parameters(self) -> list[nn.Parameter]:
         return [layer.weight for pair in self.pairs().values() for layer in pair]
 
-    def pairs(self) -> dict[str, tuple[nn.Module, nn.Module]]:
+    def pairs(self) -> dict[str, tuple[Any, Any]]:
         """List the layers. Returns: module path in the plain U-Net -> (down layer, up layer)."""
         found = {}
         for path, layer in self.unet.named_modules():
@@ -114,7 +120,7 @@ class LoraNetwork:
             up.weight.copy_(tensors[f"{path}.up"])
 
 
-def train_whole(unet: nn.Module, *, is_from_scratch: bool = False) -> "FullNetwork":
+def train_whole(unet: Any, *, is_from_scratch: bool = False) -> "FullNetwork":
     """Make every weight trainable, in fp32: half precision would round a step of 1e-5 away."""
     unet.float().requires_grad_(True)
     return FullNetwork(unet, is_from_scratch)
@@ -124,7 +130,7 @@ def train_whole(unet: nn.Module, *, is_from_scratch: bool = False) -> "FullNetwo
 class FullNetwork:
     """A U-Net that is trained whole: --network full, and the paper's experiments from scratch."""
 
-    unet: nn.Module
+    unet: Any
     is_from_scratch: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""A .ckpt without running what it holds: torch's restricted unpickler and a few harmless classes of Lightning's."""
+"""Read a .ckpt without running code in it: torch's restricted unpickler plus a few harmless Lightning classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONVERT = (
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .ckpt by name, mapped from disk. Raises: UserError where it asks for anything beyond tensors."""
+    """Read the tensors of a .ckpt by name, mapped from disk. Raises: UserError if it needs anything beyond tensors."""
     import torch
     from torch.serialization import safe_globals
 
@@ -36,7 +36,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """torch's page of advice, coloured for a terminal, as a part of a sentence."""
+    """Shorten torch's long, coloured error message to a part of a sentence."""
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).split("WeightsUnpickler error: ")[-1].strip()
     if found := re.search(r"GLOBAL (\S+)", text):
         return f"it holds more than weights ({found[1]})"
@@ -44,7 +44,7 @@ def _reason(error: Exception) -> str:
 
 
 def _harmless() -> list[Any]:
-    """What Lightning's checkpoints name beside tensors: an empty stand-in for its callback, and numpy's scalars."""
+    """List the harmless classes that Lightning's checkpoints name: a stand-in for its callback, numpy's scalars."""
     import numpy as np
 
     class ModelCheckpoint:

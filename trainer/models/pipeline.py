@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
-    """diffusers' StableDiffusionPipeline with a DDIM sampler, in fp32, or around a unet that is already there.
+    """Load diffusers' StableDiffusionPipeline with a DDIM sampler, in fp32, or around a given unet.
 
-    Text encoder and VAE are in fp32 on the CPU whatever the U-Net's type and place: `sample.pictures` knows.
+    Text encoder and VAE are in fp32 on the CPU whatever the U-Net's type and place: see `generate_pictures`.
     """
     import torch
 
@@ -25,7 +25,7 @@ def load_pipeline(base: Base, unet: torch.nn.Module | None = None) -> Any:
 
         unet = load_unet(base, torch.float32) if unet is None else unet
         tokenizer, encoder = load_text_encoder(base, torch.float32)
-        pipe = StableDiffusionPipeline(
+        pipe: Any = StableDiffusionPipeline(
             vae=load_vae(base, torch.float32),
             text_encoder=encoder,
             tokenizer=tokenizer,
@@ -49,7 +49,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def set_sampler(pipe: Any, name: str) -> None:
-    """Put another sampler in the place of the pipeline's, on the same noise schedule. Args: name: of SAMPLERS."""
+    """Replace the pipeline's sampler, on the same noise schedule. Args: name: of SAMPLERS."""
     import diffusers
 
     from ..common.third_party import quiet

@@ -40,7 +40,7 @@ OTHER_KINDS = (
 
 
 def header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Names and shapes of a .safetensors file's tensors, and its metadata, without torch.
+    """Read names and shapes of a .safetensors file's tensors, and its metadata, without torch.
 
     Raises: UserError for a file that is none, or not all there.
     Source: the safetensors format (8 bytes little-endian header length, JSON header, data).
@@ -66,7 +66,7 @@ def header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
 
 
 def shapes(path: Path, part: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's tensors. Args: part: for which they are asked."""
+    """Read names and shapes of a checkpoint's tensors. Args: part: named in the error message."""
     return shapes_of(_load_ckpt(path, part)) if path.suffix.lower() == ".ckpt" else header(path)[0]
 
 
@@ -75,7 +75,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _load_ckpt(path: Path, part: str) -> dict[str, Tensor]:
-    """All tensors of a .ckpt, at which `check` did not look. Args: part: the one that is wanted. Raises: UserError."""
+    """Read all tensors of a .ckpt and check their shapes. Args: part: named in the error. Raises: UserError."""
     state = pickle_checkpoint.load(path)
     check_shapes(path, shapes_of(state), has_vae=part != "vae")
     return state
@@ -96,7 +96,7 @@ def _what_instead(path: Path) -> str:
 
 
 def check(path: Path, *, has_vae: bool) -> None:
-    """Is this a complete Stable Diffusion 1.x checkpoint?
+    """Check that this is a complete Stable Diffusion 1.x checkpoint.
 
     Args: has_vae: another VAE is given, so the file may lack its own.
     Raises: UserError saying what it is instead or what is missing. A .ckpt is only looked at when it is loaded.
@@ -118,7 +118,7 @@ def check(path: Path, *, has_vae: bool) -> None:
 
 
 def check_shapes(path: Path, shapes: Shapes, *, has_vae: bool) -> None:
-    """The same for shapes that are already known. Raises: UserError."""
+    """Check shapes that were already read. Raises: UserError."""
     for text, kind in OTHER_KINDS:
         if any(text in name for name in shapes):
             raise UserError(f"--base: {path} is {kind}; {WANTED}")
@@ -133,16 +133,16 @@ def check_shapes(path: Path, shapes: Shapes, *, has_vae: bool) -> None:
         raise UserError(f"--base: {path} lacks the {' and the '.join(missing).replace('_', ' ')}{hint}")
     try:
         unet = unet_config(_part(shapes, "unet"))
-        text = text_config(_part(shapes, "text_encoder"))
+        text_encoder = text_config(_part(shapes, "text_encoder"))
         if not has_vae:
             vae_config(_part(shapes, "vae"))
     except (LookupError, TypeError, ValueError):  # each lacks something else
         raise UserError(f"--base: {path} has the keys of Stable Diffusion 1.x but lacks weights of it") from None
-    check_configs(path, unet, text)
+    check_configs(path, unet, text_encoder)
 
 
 def check_configs(path: Path, unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    """Are these the configs of Stable Diffusion 1.x's U-Net and text encoder? Raises: UserError."""
+    """Check that these configs are Stable Diffusion 1.x's U-Net and text encoder. Raises: UserError."""
     width, channels, kind = unet.get("cross_attention_dim"), unet.get("in_channels", 4), None
     if unet.get("addition_embed_type"):
         kind = "SDXL"
@@ -162,13 +162,16 @@ def _part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def part_config(shapes: Shapes, part: str) -> dict[str, Any]:
-    """diffusers' or transformers' config of one part. Args: shapes: of the whole file, or of a VAE alone."""
+    """Derive diffusers' or transformers' config of one part. Args: shapes: of the whole file, or of a VAE alone."""
     make = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config}[part]
     return make(_part(shapes, part) or dict(shapes))
 
 
 def unet_config(shapes: Shapes) -> dict[str, Any]:
-    """UNet2DConditionModel's arguments. Args: shapes: of the U-Net, prefix removed. Raises: KeyError if incomplete."""
+    """Derive UNet2DConditionModel's arguments.
+
+    Args: shapes: of the U-Net, prefix removed. Raises: KeyError if incomplete.
+    """
     n = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("input_blocks."))
     down = [i for i in range(n) if f"input_blocks.{i}.0.op.weight" in shapes]
     stride = down[0] if down else n  # blocks from one downsampling to the next
@@ -189,7 +192,7 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """AutoencoderKL's arguments. Args: shapes: of the VAE, prefix removed. Raises: KeyError if incomplete."""
+    """Derive AutoencoderKL's arguments. Args: shapes: of the VAE, prefix removed. Raises: KeyError if incomplete."""
     n = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.down."))
     channels = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(n)]
     return {
@@ -204,7 +207,7 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def text_config(shapes: Shapes) -> dict[str, Any]:
-    """CLIPTextConfig's arguments. Args: shapes: of the text encoder, prefix removed. Raises: KeyError."""
+    """Derive CLIPTextConfig's arguments. Args: shapes: of the text encoder, prefix removed. Raises: KeyError."""
     shapes = {_clip_name(name): shape for name, shape in shapes.items()}
     vocabulary, width = shapes["embeddings.token_embedding.weight"]
     return {
@@ -222,12 +225,12 @@ def text_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def _clip_name(name: str) -> str:
-    """Without the wrappers that differ between files and library versions."""
+    """Strip the wrapper prefixes that differ between files and library versions."""
     return name.removeprefix("transformer.").removeprefix("text_model.")
 
 
 def tensors(path: Path, part: str) -> dict[str, Tensor]:
-    """One part's tensors under its LDM keys, prefix kept, in the file's own number format, mapped from disk.
+    """Read one part's tensors under its LDM keys, prefix kept, in the file's own number format, mapped from disk.
 
     Args: path: a checkpoint, or for the VAE a file of its own.
     """
@@ -243,7 +246,7 @@ def tensors(path: Path, part: str) -> dict[str, Tensor]:
 
 
 def clip_state(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    """LDM text encoder tensors under the names that CLIPTextModel has here (transformers 5.6 dropped a level)."""
+    """Rename LDM text encoder tensors to the names that CLIPTextModel has here (transformers 5.6 dropped a level)."""
     level = "text_model." if any(name.startswith("text_model.") for name in names) else ""
     prefix = PREFIXES["text_encoder"]
     renamed = {level + _clip_name(name.removeprefix(prefix)): value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""How much of a mixture is sensitive, and which of its images: from features of both piles. Knows no models.
+"""Class-prior estimation: the share of sensitive images among the unlabeled ones, from image features.
 
 A classifier is trained to tell sensitive (labeled) from unlabeled images. Sensitive images hidden among the unlabeled
 look like labeled ones, so they score high; and the share of the unlabeled that score as high as the labeled ones is the
@@ -35,7 +35,7 @@ class Prior:
 
 
 def cross_fit(features: np.ndarray, is_sensitive: np.ndarray, *, seed: int) -> np.ndarray:
-    """p(labeled sensitive | image), each by a logistic regression that was not trained on that image.
+    """Estimate p(labeled sensitive | image), each by a logistic regression that was not trained on that image.
 
     Args:
         features: [n, d]. is_sensitive: [n] bool: labeled so; the others are unlabeled.
@@ -54,7 +54,7 @@ def cross_fit(features: np.ndarray, is_sensitive: np.ndarray, *, seed: int) -> n
 
 
 def fit(features: np.ndarray, is_sensitive: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The same classifier trained on all images. Returns: features [n, d] of new images -> p(sensitive) [n]."""
+    """Train the same classifier on all images. Returns: features [n, d] of new images -> p(sensitive) [n]."""
     classifier = _classifier(features.shape[1]).fit(features, is_sensitive)
     return lambda new: classifier.predict_proba(new)[:, 1]
 
@@ -69,7 +69,7 @@ def _classifier(n_features: int) -> Any:
 
 
 def best_bin(unlabeled: np.ndarray, sensitive: np.ndarray) -> float:
-    """The prior by best-bin estimation: share of unlabeled over share of sensitive above the best threshold.
+    """Estimate the prior by best-bin estimation: share of unlabeled over share of sensitive above the best threshold.
 
     Args: scores, [n_u] and [n_s], of images the classifier was not trained on.
     Source: Garg et al. 2021 (arXiv 2111.00980), with their constant.
@@ -84,14 +84,17 @@ def best_bin(unlabeled: np.ndarray, sensitive: np.ndarray) -> float:
 
 
 def elkan_noto(unlabeled: np.ndarray, sensitive: np.ndarray) -> float:
-    """The prior from calibrated probabilities. Args: as best_bin. Source: Elkan and Noto 2008, their estimator e1."""
+    """Estimate the prior from calibrated probabilities.
+
+    Args: as best_bin. Source: Elkan and Noto 2008, their estimator e1.
+    """
     labeled = sensitive.mean()  # p(labeled | sensitive)
     odds = unlabeled / (1 - unlabeled)
     return float(min(1.0, ((1 - labeled) / labeled * odds).mean()))
 
 
 def estimate(scores: np.ndarray, is_sensitive: np.ndarray, *, seed: int, draws: int = 500) -> Prior:
-    """The prior from cross-fitted scores, with a bootstrap interval over the images."""
+    """Estimate the prior from cross-fitted scores, with a bootstrap interval over the images."""
     unlabeled, sensitive = scores[~is_sensitive], scores[is_sensitive]
     rng = np.random.default_rng(seed)
     again = [
@@ -111,10 +114,10 @@ def estimate(scores: np.ndarray, is_sensitive: np.ndarray, *, seed: int, draws: 
 
 
 def bound(n_unlabeled: int, n_sensitive: int) -> float:
-    """By how much an estimate from so many images may be off, whatever they show."""
+    """Bound the error of an estimate from so many images, for any distribution of scores."""
     return _deviation(n_unlabeled) + _deviation(n_sensitive)
 
 
 def _deviation(n: int) -> float:
-    """By how much a share of n may be off, at any threshold at once (Dvoretzky, Kiefer, Wolfowitz; Massart)."""
+    """Bound the error of an empirical share of n, at any threshold at once (Dvoretzky, Kiefer, Wolfowitz; Massart)."""
     return math.sqrt(math.log(4 / CONFIDENCE) / (2 * n))

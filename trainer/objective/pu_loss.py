@@ -9,7 +9,7 @@ l, and of calling it sensitive phi(l) = -log(1 - exp(-l)). The unlabeled data ar
     supervised    mean over the batch of l (unlabeled) and phi(l) (sensitive)
     unsupervised  E_U[l]
 
-The identity holds prompt by prompt, so within a batch both kinds must carry the same captions (see draws).
+The identity holds prompt by prompt, so within a batch both kinds must carry the same captions (see data/sampler.py).
 
 Source: Takahashi et al., ICLR 2025 (arXiv 2503.03789); nnpu: Kiryo et al., NeurIPS 2017.
 """
@@ -24,7 +24,7 @@ OBJECTIVES = ("pu", "nnpu", "supervised", "unsupervised")
 
 
 def sensitive_loss(losses: Tensor) -> Tensor:
-    """phi(l) = -log(1 - exp(-l)), the loss of calling a sample sensitive.
+    """Return phi(l) = -log(1 - exp(-l)), the loss of calling a sample sensitive.
 
     Args: losses: [n] fp32, > 0.
     Returns: [n]; grows without bound towards l = 0, vanishes for large l.
@@ -37,7 +37,7 @@ def sensitive_loss(losses: Tensor) -> Tensor:
 
 
 def sensitive_slope(losses: Tensor) -> Tensor:
-    """phi'(l) = -1 / (exp(l) - 1): how hard one sensitive sample pushes. Exactly 0 in fp32 above l of about 104."""
+    """Return phi'(l) = -1 / (exp(l) - 1), the slope of `sensitive_loss`; exactly 0 in fp32 above l of about 104."""
     return -torch.exp(-losses) / -torch.expm1(-losses)
 
 
@@ -77,7 +77,7 @@ EQUAL: Importance = (1.0, 1.0)
 def objective_value(
     objective: str, unlabeled: Tensor, sensitive: Tensor, *, prior: float, importance: Importance = EQUAL
 ) -> Tensor:
-    """The objective on a full batch, differentiable: the oracle that the step gradient is tested against.
+    """Return the objective on a full batch, differentiable: the oracle that the step gradient is tested against.
 
     Args:
         objective: one of OBJECTIVES.
@@ -100,7 +100,7 @@ def objective_value(
 def risks(
     objective: str, unlabeled: Tensor, sensitive: Tensor, *, prior: float, importance: Importance = EQUAL
 ) -> Risks:
-    """All parts of one step's objective, for the log and for the sign that the gradient needs."""
+    """Return all parts of one step's objective, for the log and for the sign that the gradient needs."""
     nan = float("nan")
     value = objective_value(objective, unlabeled, sensitive, prior=prior, importance=importance).item()
     of_unlabeled, of_sensitive = importance
@@ -118,7 +118,7 @@ def risks(
 
 
 def sign(normal: float) -> int:
-    """The sign s of R by which the step gradient is weighed; R = 0 counts as positive."""
+    """Return the sign s of R by which the step gradient is weighted; R = 0 counts as positive."""
     return -1 if normal < 0 else 1
 
 
@@ -138,15 +138,15 @@ class Weights:
     n_sensitive: int
 
     def unlabeled(self, losses: Tensor) -> Tensor:
-        """[n] losses -> [n] weights, still without the factor s (`unlabeled_factor`)."""
+        """Return the weights of unlabeled samples, [n] for [n] losses, without the factor s (`unlabeled_factor`)."""
         return torch.full_like(losses, 1 / self._unlabeled_count)
 
     def unlabeled_factor(self, s: int) -> int:
-        """What the summed unlabeled gradient is multiplied with once s is known."""
+        """Return the factor of the summed unlabeled gradient, once s is known."""
         return s if self.depends_on_sign else 1
 
     def sensitive(self, losses: Tensor, s: int) -> Tensor:
-        """Weights of sensitive samples under an assumed sign.
+        """Return the weights of sensitive samples under an assumed sign.
 
         Args:
             losses: [n], detached.

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from ..common.distributed import ONE, Ranks
 from .pu_loss import Risks, Weights, risks, sign
 
-T = TypeVar("T")  # what a batch is made of, such as a draws.Draw
+T = TypeVar("T")  # what a batch is made of, such as a sampler.TrainingSample
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one batch came to. `sign` is the true one: assume it in the next step."""
+    """The result of one batch. `sign` is the true sign of R: assume it in the next step."""
 
     risks: Risks
     sign: int
@@ -102,7 +102,7 @@ def _clear(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def _take(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradients, moved out of the parameters."""
-    taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    """Move the gradients out of the parameters and return them."""
+    taken: list[Tensor] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     _clear(parameters)
     return taken

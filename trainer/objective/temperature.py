@@ -31,7 +31,7 @@ class LossScale:
         return errors / (self.temperature * bins * elements)
 
     def after(self, t: Tensor, errors: Tensor) -> "LossScale":
-        """From scratch there is no base model: the scale follows what the model itself gets on unlabeled images.
+        """Return the scale after one step from scratch, where the model's own error replaces the base model's.
 
         Args: t, errors: [n] timesteps of one step's unlabeled samples, and their errors per element.
         """

@@ -1,4 +1,4 @@
-"""A run's own pictures: before and after with the same seeds, and during training; counted where there is a judge."""
+"""A run's own pictures: before and after with the same seeds, and during training; with rates on the digits."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ class Evaluation:
 
 
 def before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
-    """Make the pictures, save a grid of each kind, and count if a judge is there (the built-in digits).
+    """Make the pictures, save a grid of each kind, and measure rates on the built-in digits.
 
     A failure becomes a warning: what was trained is saved by then.
     """
@@ -72,7 +72,7 @@ def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
 
 @contextlib.contextmanager
 def _base_unet(trained: TrainedModel) -> Iterator[nn.Module]:
-    """Lend the base model: without its LoRA, or loaded again while a network that was trained whole makes room."""
+    """Lend the base U-Net: without its LoRA, or loaded again while a fully trained network waits on the CPU."""
     unet = trained.network.unet
     if trained.job.config.network == "lora":
         with trained.network.disabled():

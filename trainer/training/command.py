@@ -1,4 +1,4 @@
-"""The command that trains: what is told before, during and after a run, and its exit code."""
+"""The training command: messages before, during and after a run, and the exit code."""
 
 import contextlib
 import sys
@@ -50,7 +50,7 @@ def train_command(invocation: Invocation) -> int:
             console.emit("error", kind="stopped", message="stopped by the user")
             where = f'--name "{config.name}"{_output(config)}'
             advice = (
-                f"go on with: python -m trainer --resume {where}" if run_dir.has_state else "nothing was trained yet"
+                f"to continue: python -m trainer --resume {where}" if run_dir.has_state else "nothing was trained yet"
             )
             print(f"stopped; {advice}", file=sys.stderr)
             return errors.STOPPED
@@ -99,7 +99,7 @@ def _train(job: TrainingJob, ranks: Ranks, console: Console, *, is_resume: bool)
 
 def _introduce(invocation: Invocation, run_dir: RunDir, console: Console) -> None:
     if invocation.resume:
-        console.say(f"going on with {run_dir.root}")
+        console.say(f"resuming {run_dir.root}")
     if fix := torch_without_cuda():
         console.emit("warning", message=fix)  # also where another program shows what comes out of this one
     if invocation.is_builtin:
@@ -131,7 +131,7 @@ def _output(config: TrainConfig) -> str:
 
 
 def _failed(error: Exception, config: TrainConfig, base: Base, console: Console) -> int:
-    """Memory and disk get advice; anything else is our own bug and keeps its traceback, in a file."""
+    """Report an error: memory and disk with advice; anything else as a bug, its traceback saved to a file."""
     import traceback
 
     from ..memory.devices import is_out_of_memory

@@ -20,7 +20,7 @@ CALIBRATION_STEP, PROBE_STEP = 2**40, 2**40 + 1
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The U-Net with all it needs to turn draws into errors. `before` is called ahead of each pass (it may stop it)."""
+    """The U-Net with all it needs to turn samples into errors. `before` is called ahead of each pass and may raise."""
 
     unet: nn.Module
     dtype: torch.dtype  # of the arithmetic
@@ -34,10 +34,10 @@ class Denoiser:
     def errors(
         self, draws: Sequence[TrainingSample], step: int, t: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared errors, differentiable in the LoRA.
+        """Return the squared errors of samples, differentiable in the LoRA.
 
         Args:
-            step: with each draw's position it decides noise and timestep.
+            step: with each sample's position it decides noise and timestep.
             t: [n] timesteps to use instead.
         Returns: (errors [n] fp32 summed over elements, timesteps [n] int64, elements [n] of each sample).
         """
@@ -47,7 +47,7 @@ class Denoiser:
             for d, x in zip(draws, latents, strict=True)
         ]
         t = torch.tensor([r[1] for r in random]) if t is None else t
-        found: list[Tensor] = [None] * len(draws)
+        found: list[Tensor] = [torch.empty(0)] * len(draws)
         for shape in dict.fromkeys(x.shape for x in latents):  # images of one shape go through the U-Net together
             alike = [i for i, x in enumerate(latents) if x.shape == shape]
             clean = torch.stack([latents[i] for i in alike])
@@ -59,7 +59,7 @@ class Denoiser:
         return torch.stack(found), t.to(self.device), elements
 
     def _errors(self, latents: Tensor, noise: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
-        """[n] errors of samples of one shape."""
+        """Return the [n] errors of samples of one shape."""
         self.before()
         text = torch.stack([self.encoded.text(caption) for caption in captions]).to(self.device)
         noisy = self.schedule.add_noise(latents, noise, t).to(self.device)
@@ -71,7 +71,7 @@ class Denoiser:
 
 @torch.no_grad()
 def calibrate(denoiser: Denoiser, samples: Sequence[Sample], *, samples_per_bin: int, micro_batch: int) -> Tensor:
-    """Mean error per latent element of the U-Net as it is (switch the LoRA off first), by timestep bin.
+    """Measure the mean error per latent element of the U-Net as it is (switch the LoRA off first), by timestep bin.
 
     Args: samples: the unlabeled ones, walked in order.
     Returns: [20] fp32 on the CPU.
@@ -93,7 +93,7 @@ def calibrate(denoiser: Denoiser, samples: Sequence[Sample], *, samples_per_bin:
 def probe(
     denoiser: Denoiser, scale: LossScale, samples: Sequence[Sample], caption: str, *, n: int, micro_batch: int
 ) -> float:
-    """Mean loss over n fixed draws from samples: comparable between calls, as noise and timesteps stay the same."""
+    """Measure the mean loss of n samples with fixed noise and timesteps: comparable between calls."""
     draws = [TrainingSample(i, samples[i % len(samples)], caption) for i in range(n)]
     timesteps = denoiser.schedule.timesteps
     t = torch.arange(n) * timesteps // n

@@ -1,4 +1,4 @@
-"""What learns: a U-Net, the optimizer and the accelerator. Knows nothing of risks or samples."""
+"""The trained network with its optimizer and accelerator. Knows nothing of risks or samples."""
 
 from typing import Any
 
@@ -22,19 +22,19 @@ def lora_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> Lor
         scale = config.effective_alpha / config.rank
         start = lora_file.from_kohya(config.init_lora, network.pairs(), rank=config.rank, scale=scale)
         network.load_weights(start)
-    apply_plan(unet, plan, device=context.device, say=context.warn)
+    apply_plan(unet, plan, device=context.device, warn=context.warn)
     return network
 
 
 def full_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> FullNetwork:
     """Load the base model's U-Net, all of it ready to learn on the context's device."""
     network = train_whole(base_model.load_unet(job.base, torch.float32))
-    apply_plan_to_trained(network.unet, plan, device=context.device, say=context.warn)
+    apply_plan_to_trained(network.unet, plan, device=context.device, warn=context.warn)
     return network
 
 
 class Learner:
-    """Owns the trained weights and what moves them."""
+    """Owns the trained weights and the optimizer that changes them."""
 
     def __init__(self, config: TrainConfig, network: TrainedNetwork, precision: str, context: RunContext) -> None:
         """Args: precision: of the arithmetic."""
@@ -51,7 +51,7 @@ class Learner:
 
     @property
     def can_rescale(self) -> bool:
-        """Whether an overflow is the fp16 scaler's to fix: it lowers its scale and the step is done again."""
+        """Whether the fp16 scaler can fix an overflow, by a lower scale and a second try of the step."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() > 1
 
@@ -70,7 +70,7 @@ class Learner:
         return not self.accelerator.optimizer_step_was_skipped
 
     def state(self) -> dict[str, Any]:
-        """Nested dict of tensors and JSON values that `restore` takes back."""
+        """Return a nested dict of tensors and JSON values that `restore` takes back."""
         return {
             "weights": self.network.weights(),
             "optimizer": self.optimizer.state_dict()["state"],
@@ -89,5 +89,5 @@ class Learner:
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer keeps beside its parameters; prodigy's step size lives here."""
+    """Return an optimizer group's settings without its parameters; prodigy keeps its step size here."""
     return {key: value for key, value in group.items() if key != "params"}

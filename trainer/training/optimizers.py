@@ -15,7 +15,7 @@ from ..common.errors import UserError
 
 
 def make_accelerator(precision: str, device: torch.device, *, is_alone: bool) -> Any:
-    """accelerate's autocast, fp16 scaling and clipping on one device.
+    """Make accelerate's autocast, fp16 scaling and clipping on one device.
 
     Args: is_alone: the only process; several keep the state with which they found each other.
     """
@@ -40,7 +40,7 @@ def make_accelerator(precision: str, device: torch.device, *, is_alone: bool) ->
 def make_optimizer(
     name: str, parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float, warn: Callable[[str], None]
 ) -> torch.optim.Optimizer:
-    """AdamW; its 8-bit form where bitsandbytes works, otherwise a warning with the cost and torch's own.
+    """Make the optimizer. 8-bit AdamW needs bitsandbytes; without it torch's AdamW is used, with a warning.
 
     Raises: UserError where lion or prodigy is not installed: no other optimizer takes their learning rates.
     """
@@ -87,7 +87,7 @@ def _prodigy(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float)
 
 
 def lr_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Learning rate of a step (from 0) as a share of the highest: linear rise, then a cosine to nearly 0 at the end."""
+    """Return the learning rate of a step (from 0) as a share of the peak: linear warm-up, then a cosine to nearly 0."""
     warmup = min(warmup_steps, steps - 1)
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""report.html and loss.png: what was trained, what came of it, how to use it. Self-contained, all text escaped."""
+"""The report of a training: report.html and loss.png, and the last lines on the screen."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from .trained_model import TrainedModel
 
 
 def memorising(growth: dict[str, float]) -> bool:
-    """Whether the loss grows on the sensitive images trained on, but hardly on those held out.
+    """Return whether the loss grows on the sensitive images trained on, but hardly on those held out.
 
     Args: growth: factors by which the loss has grown, see TrainingLoop.loss_growth.
     """
@@ -24,7 +24,7 @@ def memorising(growth: dict[str, float]) -> bool:
 
 
 def numbers(evaluation: Evaluation) -> dict[str, Any]:
-    """The rates as plain values, for the `done` event."""
+    """Return the rates as plain values, for the `done` event."""
     found = {}
     for kind in ("before", "after", "ceiling"):
         rate = getattr(evaluation, kind)
@@ -34,10 +34,13 @@ def numbers(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
-    """The last lines on the screen."""
+    """Return the last lines on the screen."""
     lines = []
-    if evaluation.after:
-        lines += [f"non-sensitive rate {kind}: {_rate(getattr(evaluation, kind))}" for kind in ("before", "after")]
+    if evaluation.before and evaluation.after and evaluation.ceiling:
+        for kind, rate in (("before", evaluation.before), ("after", evaluation.after)):
+            low, high = rate.interval
+            interval = f"{low:.3f} to {high:.3f}, {rate.n} pictures"
+            lines.append(f"non-sensitive rate {kind}: {rate.share:.3f} ({interval})")
         lines.append(f"real normal digits, by the same classifier: {evaluation.ceiling.share:.3f}")
     lines += [f"{'LoRA' if result == run_dir.lora else 'model'}: {result}", f"report: {run_dir.report}"]
     return lines
@@ -45,108 +48,98 @@ def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
 
 def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: RunDir) -> None:
     """Write loss.png and report.html into the run folder. Args: result: the LoRA, or the whole model."""
-    config = trained.job.config
+    config, growth = trained.job.config, trained.loss_growth
     curves = run_dir.root / "loss.png"
     draw_loss_curves([e for e in run_dir.events() if e["event"] == "step"], curves)
-    parts = [
-        html.says(_what(config, trained)),
-        *_pictures(evaluation),
-        *_rates(evaluation),
-        *_curves(trained, curves),
-        html.heading("Use it"),
-        html.table((), _usage(config, evaluation, result)),
-        html.says(ADVICE[config.network]),
-        html.heading("Settings"),
-        html.code(to_toml(config)),
-    ]
-    html.save(run_dir.report, run_dir.name, parts)
-
-
-def _what(config: TrainConfig, trained: TrainedModel) -> str:
-    folders = trained.job.folders
-    kinds = f"{len(folders.unlabeled)} unlabeled images"
-    if folders.sensitive:
-        kinds += f" and {len(folders.sensitive)} sensitive ones ({len(folders.held_out)} more held out)"
-    learned = f"A LoRA of rank {config.rank}" if config.network == "lora" else "The whole U-Net"
-    return (
-        f"{learned}, trained for {config.steps} steps with the objective {config.objective} "
-        f"on {kinds}, on the model {Path(config.base).name}."
+    html.save(
+        run_dir.report,
+        "training.html",
+        title=f"Training report: {run_dir.name}",
+        settings=config,
+        settings_toml=to_toml(config),
+        facts=_facts(trained),
+        prompt=evaluation.prompt,
+        grids=_grids(evaluation),
+        **_rates(evaluation),
+        curves=curves,
+        loss_growth=[(kind.replace("_", " "), f"× {value:.2f}") for kind, value in growth.items()],
+        warning=memorising_text(growth) if memorising(growth) else None,
+        usage=_usage(config, evaluation.prompt, result),
+        commands=COMMANDS,
+        advice=ADVICE[config.network],
     )
 
 
-def _pictures(evaluation: Evaluation) -> list[str]:
-    if not evaluation.after_grid:
-        return []
-    grids = (html.picture(evaluation.before_grid, "before"), html.picture(evaluation.after_grid, "after"))
-    return [html.heading("Before and after"), html.says(f"“{evaluation.prompt}”, the same seeds."), html.pair(grids)]
-
-
-def _rates(evaluation: Evaluation) -> list[str]:
-    if not evaluation.after:
-        return []
-    kinds = {"before": evaluation.before, "after": evaluation.after}
-    ceiling = evaluation.ceiling
-    parts = [
-        html.heading("Non-sensitive rate"),
-        html.says("The share of pictures that the classifier calls normal, with Wilson's 95 % interval."),
-        html.table((), [(kind, _rate(rate)) for kind, rate in kinds.items()]),
-        html.says(
-            f"The same classifier calls {ceiling.share:.1%} of {ceiling.n} real normal images normal: no rate means "
-            "more than that."
-        ),
-        html.table(
-            ("pictures of", *evaluation.after.per_class),
-            [(kind, *rate.per_class.values()) for kind, rate in kinds.items()],
-        ),
+def _facts(trained: TrainedModel) -> list[tuple[str, str]]:
+    config, folders = trained.job.config, trained.job.folders
+    images = f"{len(folders.unlabeled)} unlabeled"
+    if folders.sensitive:
+        images += f" and {len(folders.sensitive)} sensitive ({len(folders.held_out)} more held out)"
+    return [
+        ("learned", f"A LoRA of rank {config.rank}" if config.network == "lora" else "The whole U-Net"),
+        ("steps", str(config.steps)),
+        ("objective", config.objective),
+        ("images", images),
+        ("prior", f"{config.prior:g}" if isinstance(config.prior, float) else config.prior),
+        ("base model", Path(config.base or "").name),
     ]
-    distances = [f"{rate.frechet:.1f} {kind}" for kind, rate in kinds.items() if rate.frechet is not None]
-    if distances:
-        parts.append(html.says(f"Fréchet distance to real normal images: {', '.join(distances)} (lower is better)."))
-    return parts
 
 
-def _rate(rate: Rate) -> str:
+def _grids(evaluation: Evaluation) -> dict[str, Path]:
+    grids = {"before": evaluation.before_grid, "after": evaluation.after_grid}
+    return {kind: path for kind, path in grids.items() if path}
+
+
+def _rates(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what the template shows about the non-sensitive rates; empty where nothing was counted."""
+    before, after, ceiling = evaluation.before, evaluation.after, evaluation.ceiling
+    if not (before and after and ceiling):
+        return {"rates": {}}
+    rates = {"before": before, "after": after}
+    return {
+        "rates": rates,
+        "ceiling": ceiling,
+        "rate_rows": [_row(kind, rate) for kind, rate in {**rates, "real normal images": ceiling}.items()],
+        "class_head": ("pictures of", *after.per_class),
+        "class_rows": [(kind, *rate.per_class.values()) for kind, rate in rates.items()],
+        "distances": [(kind, f"{rate.frechet:.1f}") for kind, rate in rates.items() if rate.frechet is not None],
+    }
+
+
+def _row(kind: str, rate: Rate) -> tuple[str, str, str, int]:
     low, high = rate.interval
-    return f"{rate.share:.3f} ({low:.3f} to {high:.3f}, {rate.n} pictures)"
-
-
-def _curves(trained: TrainedModel, path: Path) -> list[str]:
-    parts = [html.heading("Training"), html.picture(path)]
-    if trained.loss_growth:
-        shown = ", ".join(f"{kind.replace('_', ' ')} × {value:.2f}" for kind, value in trained.loss_growth.items())
-        parts.append(html.says(f"Loss on sensitive images since the start: {shown}."))
-    if memorising(trained.loss_growth):
-        parts.append(html.says(memorising_text(trained.loss_growth), is_warning=True))
-    return parts
+    return kind, html.percent(rate.share), f"{html.percent(low)} to {html.percent(high)}", rate.n
 
 
 def memorising_text(growth: dict[str, float]) -> str:
+    """Return the warning about a LoRA that unlearns single images instead of what they have in common."""
     return (
         f"The loss on the sensitive images trained on grew × {growth['trained']:.2f}, on those held out only "
-        f"× {growth['held_out']:.2f}: these very images are unlearned more than what they have in common. "
+        f"× {growth['held_out']:.2f}: the training unlearns these images more than what they have in common. "
         "More sensitive images or fewer steps help."
     )
 
 
 ADVICE = {
-    "lora": "It works with the model it was trained on. Whoever can take the LoRA off can undo it.",
-    "full": "A model of its own: nothing has to be loaded with it, and nothing can be taken off.",
+    "lora": "The LoRA works with the model it was trained on. Whoever can remove the LoRA can undo the unlearning.",
+    "full": "The unlearned model is complete: no LoRA has to be loaded with it, and none can be removed.",
 }
+COMMANDS = ("diffusers", "make pictures", "does it work?")  # rows of the table below that hold code
 
 
-def _usage(config: TrainConfig, evaluation: Evaluation, result: Path) -> list[tuple[str, str]]:
-    prompt = f'--prompt "{evaluation.prompt}"'
+def _usage(config: TrainConfig, prompt: str, result: Path) -> list[tuple[str, str]]:
+    asked = f'--prompt "{prompt}"'
     if config.network == "full":
         return [
-            ("ComfyUI, A1111, Forge", f"copy {result.name} to the checkpoints; a folder is for diffusers"),
-            ("here", f"python -m trainer sample --base {result} {prompt}"),
-            ("does it work?", f"python -m trainer evaluate --base {config.base} --unlearned {result} {prompt}"),
+            ("ComfyUI, A1111, Forge", f"copy {result.name} into the folder of checkpoints; a folder is for diffusers"),
+            ("make pictures", f"python -m trainer sample --base {result} {asked}"),
+            ("does it work?", f"python -m trainer evaluate --base {config.base} --unlearned {result} {asked}"),
         ]
-    call = f"--base {config.base} --lora {result} {prompt}"
+    call = f"--base {config.base} --lora {result} {asked}"
     return [
         ("ComfyUI", f"copy {result.name} into models/loras, add a Load LoRA node"),
         ("A1111, Forge", f"copy it into models/Lora, write <lora:{result.stem}:1> into the prompt"),
         ("diffusers", f"pipe.load_lora_weights(FOLDER, weight_name='{result.name}')"),
-        ("here", f"python -m trainer sample {call}"),
+        ("make pictures", f"python -m trainer sample {call}"),
         ("does it work?", f"python -m trainer evaluate {call}"),
     ]

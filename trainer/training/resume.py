@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ..models.base_model import Base
 
 
-OTHER = "--resume: not the run that was begun"
+OTHER = "--resume: this is not the interrupted run"
 
 
 def digest(folders: Folders, encoded: Encoded, base: Base) -> str:
-    """Of all that is learned from, in its order, and of the model: of no place on the disk."""
+    """Hash all that is learned from, in its order, and the model; independent of where the files lie."""
     latents: dict[Path, list[str]] = defaultdict(list)
     for (path, _), key in encoded.latent_keys.items():
         latents[path].append(key)
@@ -37,7 +37,7 @@ def digest(folders: Folders, encoded: Encoded, base: Base) -> str:
 
 
 def record(config: TrainConfig, data: str, plan: MemoryPlan, device: torch.device) -> dict[str, Any]:
-    """What a state keeps of its run, as JSON values. Args: data: its `digest`."""
+    """Describe the run in its saved states, as JSON values. Args: data: its `digest`."""
     return {
         "settings": config.model_dump(mode="json"),
         "data": data,
@@ -46,7 +46,7 @@ def record(config: TrainConfig, data: str, plan: MemoryPlan, device: torch.devic
 
 
 def with_formats(config: TrainConfig, state: dict[str, Any] | None, device: torch.device) -> TrainConfig:
-    """The settings with the number formats that the run has had so far, on that kind of device.
+    """Return the settings with the number formats that the run used so far, on the same kind of device.
 
     Left to "auto" they could come out otherwise, where less memory is free now: the calibration would be another
     model's.
@@ -59,9 +59,9 @@ def with_formats(config: TrainConfig, state: dict[str, Any] | None, device: torc
 
 
 def check_settings(state: dict[str, Any], config: TrainConfig) -> None:
-    """Raises: UserError with the list of differences, if state was taken from a run with other settings."""
+    """Compare the settings of state and config. Raises: UserError with the list of differences."""
     if "run" not in state:
-        raise UserError("--resume: its state was saved by an older version, which did not say of what. Train it anew.")
+        raise UserError("--resume: an older version saved this state without its settings. Start the training again.")
     before, now = state["run"]["settings"], config.model_dump(mode="json")
     changed = [
         f"--{name.replace('_', '-')} was {before[name]}, is {now[name]}"
@@ -73,6 +73,6 @@ def check_settings(state: dict[str, Any], config: TrainConfig) -> None:
 
 
 def check_data(state: dict[str, Any], data: str) -> None:
-    """Raises: UserError if state was taken from a run on other images, or another model. Args: data: their `digest`."""
+    """Compare images and model with those of state. Args: data: their `digest`. Raises: UserError if they differ."""
     if state["run"]["data"] != data:
-        raise UserError(f"{OTHER}: the model or the images, their names, captions or folders are others")
+        raise UserError(f"{OTHER}: the model, the images, their captions or their split have changed")

@@ -119,7 +119,8 @@ def _encode(job: TrainingJob, context: RunContext) -> Encoded:
 def _with_prior(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> TrainingJob:
     """Estimate the prior, also for config.toml: a resumed run, or one made again, has the same."""
     context.phase("prior")
-    value, lines = None, []
+    value: float | None = None
+    lines: list[str] = []
     if context.ranks.is_first:
         value, lines = resolve_prior(job, plan, context)
     config = job.config.model_copy(update={"prior": context.ranks.broadcast(value)})

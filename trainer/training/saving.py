@@ -1,4 +1,4 @@
-"""What a run leaves behind: the LoRA with its metadata, and the model with the LoRA in it."""
+"""What a run saves: the LoRA with its metadata, and on request the model with the LoRA merged in."""
 
 import json
 import math
@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 def result_path(job: TrainingJob, run_dir: RunDir) -> Path:
-    """Where the result lies: a file, but for a whole model whose base is a diffusers folder."""
+    """Return the path of the result: a file, or a folder for a whole model whose base is a diffusers folder."""
     is_folder = job.config.network == "full" and not job.base.is_file
     return run_dir.lora.with_name(f"{run_dir.name}-model") if is_folder else run_dir.lora
 
@@ -84,7 +84,7 @@ def save_merged(job: TrainingJob, context: RunContext, loop: TrainingLoop) -> No
 
 
 def _save_model(job: TrainingJob, target: Path, change: merge.Change) -> None:
-    """A checkpoint file where target is to be one, else a diffusers folder."""
+    """Save a checkpoint file if target is a .safetensors, else a diffusers folder."""
     if target.suffix == ".safetensors":
         merge.save_checkpoint(job.base, target, change)
     else:
@@ -92,7 +92,7 @@ def _save_model(job: TrainingJob, target: Path, change: merge.Change) -> None:
 
 
 def _public_config(config: TrainConfig) -> dict[str, Any]:
-    """The settings without anything that tells about the user's disk or the sensitive images."""
+    """Return the settings without anything about the user's disk or the sensitive images."""
     values = config.model_dump()
     public = {k: v.name if isinstance(v, Path) else v for k, v in values.items()}
     public["base"] = Path(config.base).name
@@ -107,5 +107,5 @@ def _public_captions(config: TrainConfig, folders: Folders) -> str:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no nan: absent risks become null."""
+    """Replace nan by null, which JSON has."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -11,7 +11,7 @@ import torch
 from ..common.errors import NonFinite, Stopped
 from ..config.train_config import TrainConfig
 from ..data import sampler
-from ..data.folders import Folders
+from ..data.folders import Folders, Sample
 from ..data.images import PLAIN
 from ..data.sampler import TrainingSample
 from ..memory import devices
@@ -47,7 +47,7 @@ class StepReport:
 
 @dataclass
 class Progress:
-    """What changes from step to step and must survive a resume."""
+    """The position in the run: what changes from step to step and must survive a resume."""
 
     step: int = 0
     sign: int = 1
@@ -55,7 +55,7 @@ class Progress:
 
 
 class TrainingLoop:
-    """Owns phase 2: what learns, from which batches, against which scale, and the position in the run."""
+    """Takes the training steps: network, batches, loss scale, and the position in the run."""
 
     def __init__(
         self,
@@ -70,9 +70,9 @@ class TrainingLoop:
         self.learner, self.denoiser, self.micro_batch = learner, denoiser, plan.micro_batch
         self.batches = sampler.batches(config, folders)
         sizes = config.batch_unlabeled, config.batch_sensitive
-        self.weights = pu_loss.Weights(config.objective, config.prior, *sizes)
+        self.weights = pu_loss.Weights(config.objective, float(config.prior), *sizes)  # "auto" is resolved by now
         self.progress = Progress()
-        self.scale: LossScale | None = None
+        self._scale: LossScale | None = None
         self.first_probe: dict[str, float] = {}
         self.last: StepReport | None = None
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # timesteps and errors of this step's unlabeled
@@ -81,11 +81,17 @@ class TrainingLoop:
         """Choose the micro-batch, and measure the base model once: calibration and the probes' starting point."""
         if self.config.micro_batch == "auto" and self.context.device.type == "cuda":
             self.micro_batch = devices.largest_that_fits(self.micro_batch, self._attempt)
-        if self.scale is not None:
+        if self._scale is not None:
             return
         with self.learner.network.disabled():
-            self.scale = self._measure_scale()
+            self._scale = self._measure_scale()
             self.first_probe = self._probes()
+
+    @property
+    def scale(self) -> LossScale:
+        """The loss scale; `prepare` measures it, `restore` reads it."""
+        assert self._scale is not None, "prepare or restore first"
+        return self._scale
 
     def _measure_scale(self) -> LossScale:
         config = self.config
@@ -102,7 +108,9 @@ class TrainingLoop:
         return LossScale(config.temperature_mode, config.temperature, base_error, self.denoiser.schedule.timesteps)
 
     def _attempt(self, n: int) -> None:
-        size = lambda sample: self.denoiser.encoded.latents(sample.path, PLAIN).numel()  # noqa: E731
+        def size(sample: Sample) -> int:
+            return self.denoiser.encoded.latents(sample.path, PLAIN).numel()
+
         largest = max((*self.folders.unlabeled, *self.folders.sensitive), key=size)
         draws = [TrainingSample(0, largest, self.folders.unlabeled[0].caption)] * n
         errors, _, _ = self.denoiser.errors(draws, 0)
@@ -111,10 +119,14 @@ class TrainingLoop:
             parameter.grad = None
 
     def _probes(self) -> dict[str, float]:
-        """Loss on sensitive images: those trained on, and those held out."""
+        """Measure the loss on sensitive images: those trained on, and those held out."""
         kinds = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
-        more = {"caption": self.folders.unlabeled[0].caption, "n": PROBE_SAMPLES, "micro_batch": self.micro_batch}
-        return {k: probe(self.denoiser, self.scale, samples, **more) for k, samples in kinds.items() if samples}
+        caption, n = self.folders.unlabeled[0].caption or "", PROBE_SAMPLES
+        return {
+            kind: probe(self.denoiser, self.scale, samples, caption, n=n, micro_batch=self.micro_batch)
+            for kind, samples in kinds.items()
+            if samples
+        }
 
     def loss_growth(self) -> dict[str, float]:
         """Measure by what factor the loss on sensitive images has grown since the start: "trained", "held_out"."""
@@ -149,7 +161,7 @@ class TrainingLoop:
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
             self.progress = Progress(step + 1, outcome.sign, flips)
             if self.learner.network.is_from_scratch:
-                self.scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
+                self._scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
             self.last = self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
             yield self.last
 
@@ -157,7 +169,7 @@ class TrainingLoop:
         return [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
 
     def _stop_together(self) -> None:
-        """Among several processes: stop between two steps, all of them, as soon as one was asked to.
+        """Stop all processes between two steps as soon as one was asked to stop.
 
         Alone, the denoiser asks before each micro-batch; here that would leave the others waiting for a sum.
         """
@@ -180,7 +192,7 @@ class TrainingLoop:
         return self.scale.losses(errors, t, elements), factor
 
     def _check_finite(self, step: int, risks: pu_loss.Risks, grad_norm: float) -> None:
-        """Raises: NonFinite, before the optimizer sees it. An fp16 overflow counts only where nothing is scaled."""
+        """Raise NonFinite before the optimizer step. An fp16 overflow counts only if the scaler cannot fix it."""
         advice = "The step was not taken. Try a lower --lr or --temperature, or --precision fp32."
         if not math.isfinite(risks.objective):
             culprit = self._find_culprit(step) or f"loss {risks.objective}"
@@ -190,7 +202,7 @@ class TrainingLoop:
 
     @torch.no_grad()
     def _find_culprit(self, step: int) -> str | None:
-        """Which sample's error is not finite, looked for one by one: only once something is wrong."""
+        """Find the sample whose error is not finite, one by one: only called after a non-finite loss."""
         for draw in [*self.batches.unlabeled(step), *self._sensitive(step)]:
             errors, t, _ = self.denoiser.errors([draw], step)
             if not errors.isfinite().all():
@@ -215,7 +227,7 @@ class TrainingLoop:
         )
 
     def state(self) -> dict[str, Any]:
-        """Nested dict of tensors and JSON values that `restore` takes back."""
+        """Return a nested dict of tensors and JSON values that `restore` takes back."""
         return {
             "progress": asdict(self.progress),
             **self.learner.state(),
@@ -229,4 +241,4 @@ class TrainingLoop:
         self.learner.restore(state)
         self.first_probe = state["first_probe"]
         mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
-        self.scale = LossScale(mode, self.config.temperature, state["base_error"], self.denoiser.schedule.timesteps)
+        self._scale = LossScale(mode, self.config.temperature, state["base_error"], self.denoiser.schedule.timesteps)

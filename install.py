@@ -36,6 +36,7 @@ REASONS = (  # what pip and Python print -> what a person reads; the first that 
     ("Permission ?denied|PermissionError|Read-only file system|WinError 5", "no permission to write there"),
     ("NewConnectionError|ConnectionError|Max retries|name resolution|Read timed out|ProxyError|SSLError|dns error",
      "the package index cannot be reached; is this machine online?"),
+    ("from versions: none", "the package index cannot be reached or has no fitting build; is this machine online?"),
     ("externally-managed-environment", "the system's package manager looks after this Python"),
     ("ResolutionImpossible|conflicting dependencies|No matching distribution", "the requirements conflict"),
 )  # fmt: skip
@@ -164,15 +165,18 @@ def ready() -> str | None:
 def run(command: Sequence[str | Path], what: str) -> str:
     """Run a program. Return what it printed. Raises: Failure with the reason in one line."""
     variables = {k: v for k, v in environment.child_variables().items() if k not in NOT_FOR_PIP}
-    done = subprocess.run(
-        [str(word) for word in command],
-        env={**variables, **QUIET},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            env={**variables, **QUIET},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError as error:
+        raise Failure(f"{what}: {error}") from None
     if done.returncode:
         raise Failure(f"{what}: {reason_of(done.stderr + done.stdout)}")
     return done.stdout
@@ -320,6 +324,8 @@ def added_to_host(pip: Path, work: Path) -> bool:
         packages = host.resolve(environment.REQUIREMENTS, before)
         if changed := sorted(packages.keys() & before.keys()):
             raise Failure(f"{', '.join(changed)} would change")
+        if "torch" in packages:
+            raise Failure("it has no torch, and which build fits is not for this script to choose there")
         if packages:
             host.add(packages)
     except Failure as failure:
@@ -386,7 +392,9 @@ def create(pip: Path, work: Path) -> None:
         target = work / "virtualenv"
         words: list[str | Path] = ["install", "--quiet", "--no-user", "--target", target, "virtualenv"]
         run([*command, pip, *words], "virtualenv cannot be fetched")
-        code = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('virtualenv')"
+        code = (
+            "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('virtualenv', None, '__main__')"
+        )
         command += ["-c", code, target, "--no-seed", folder]
     run(command, f"{folder} cannot be made")
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -170,6 +171,14 @@ def test_a_resolution_that_would_change_the_host_makes_an_own_environment(world,
     assert "huggingface-hub would change" in capsys.readouterr().out
     assert install.environment.python() == str(install.environment.own_python())
     assert not world.words("install", "--no-index", sys.executable)
+
+
+def test_a_host_without_torch_gets_none(world, install):
+    del world.host["torch"]
+    world.adds["torch"] = "2.9.1"
+    install.main()
+    assert world.host == {name: version for name, version in READY.items() if name != "torch"}
+    assert world.own == world.alone_adds
 
 
 def test_a_conflict_makes_an_own_environment_above_the_host(world, install):
@@ -442,6 +451,8 @@ def test_a_program_that_fails_is_one_line(install):
     code = "import sys; print('ERROR: cannot do it', file=sys.stderr); print('hint: no', file=sys.stderr); sys.exit(1)"
     with pytest.raises(install.Failure, match=r"^the step: ERROR: cannot do it$"):
         install.run([sys.executable, "-c", code], "the step")
+    with pytest.raises(install.Failure, match=r"^the step: .*No such file"):
+        install.run(["/nowhere/python"], "the step")
 
 
 def test_the_import_check_imports_the_whole_trainer():
@@ -509,10 +520,12 @@ def test_a_real_host_can_train_afterwards_and_only_gains(name, tmp_path):
     pack = copy_of_the_pack(tmp_path / "pack")
     before = frozen(python)
     words = ["-c", WITHOUT, pack / "install.py"] if name == "no venv" else [pack / "install.py"]
+    started = time.monotonic()
     done = subprocess.run([python, *words], capture_output=True, text=True, cwd="/")
+    seconds = time.monotonic() - started
     assert done.returncode == 0, done.stderr
     gained = frozen(python) - before
-    print(done.stdout, sorted(gained))
+    print(f"{name}: {seconds:.0f} s\n{done.stdout}", sorted(gained))
     assert before <= frozen(python)
     assert not any(" @ " in line for line in gained)
     assert added is None or any(line.lower().startswith(f"{added}==") for line in gained)

@@ -136,7 +136,7 @@ def test_nothing_is_overwritten(folders, tmp_path, capsys):
     [
         (["audit", "--scroe", "lora"], "--scroe: no such option, did you mean --score?"),
         (["audit", "--top", "0"], "--top: must be a whole number from 1, got '0'"),
-        (["audit", "--score", "clip"], "must be one of unet, encoder, lora, got 'clip'"),
+        (["audit", "--score", "clip"], "--score: must be 'unet', 'encoder' or 'lora', got 'clip'"),
         (["audit", "--score", "encoder"], "--score encoder and --encoder go together"),
         (["audit", "--lora", "x.safetensors"], "--score lora and --lora go together"),
         (["audit", "--score", "lora", "--lora", "x.safetensors"], "--lora: no file x.safetensors"),

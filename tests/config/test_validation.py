@@ -100,7 +100,7 @@ CASES = {
     "objective": ([*GOOD, "--objective", "pn"], "--objective: must be 'pu', 'nnpu', 'supervised' or 'unsupervised'"),
     "learning rate": ([*GOOD, "--lr", "20"], "--lr: must be less than or equal to 1"),
     "rank": ([*GOOD, "--rank", "1000"], "--rank: must be less than or equal to 256"),
-    "device": ([*GOOD, "--device", "gpu"], "--device: must be as --help says, got 'gpu'"),
+    "device": ([*GOOD, "--device", "gpu"], "--device: must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
     "name with a slash": ([*GOOD, "--name", "../x"], "--name: must be letters, digits, spaces and _.+- only"),
     "micro-batch": ([*GOOD, "--micro-batch", "0"], "--micro-batch: must be greater than or equal to 1"),
     "events": ([*GOOD, "--events", "xml"], "--events: must be jsonl, got 'xml'"),

@@ -35,7 +35,7 @@ def test_wilson_holds_the_share_itself(n):
 
 
 def test_wilson_of_nothing():
-    with pytest.raises(ValueError, match="no trials"):
+    with pytest.raises(ValueError, match="not less than 1"):
         wilson(0, 0)
 
 

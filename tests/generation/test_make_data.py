@@ -87,7 +87,7 @@ def test_result_and_page(made):
     page = (made / "report.html").read_text(encoding="utf-8")
     assert html.escape(made.name) in page
     assert "<später>" not in page
-    assert "http" not in page
+    assert "://" not in page
     with Image.open(made / "sheet.png") as sheet:
         assert sheet.width > 500
 

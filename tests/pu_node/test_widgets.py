@@ -10,7 +10,10 @@ from pu_node import widgets
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        ("out of memory. Try --lowvram or a smaller --rank.", 'out of memory. Try preset "low VRAM" or a smaller rank.'),
+        (
+            "out of memory. Try --lowvram or a smaller --rank.",
+            'out of memory. Try preset "low VRAM" or a smaller rank.',
+        ),
         ("--skip-bad-images: 2 images", "skip_bad_images: 2 images"),
         ("--base: no such file", "checkpoint: no such file"),
         ("--n-contaminate: too many", "n_contaminate: too many"),

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     found = _result(folders, ranking)
     _save(folder, found, how.top)
     notes = [*_describe(found, folder, how.top), *_act(found, how)]
-    report = _write_page(folder, found, how.top, notes)
+    report = write_page(folder, found, how.top, notes)
     lines = [*(describe(found.prior) if found.prior else []), *_describe_across(found), *notes]
     prior = None if found.prior is None else usable(found.prior)
     places = {"sheet": str(folder / "audit.png"), "report": str(report)}
@@ -116,7 +116,7 @@ def _save(folder: Path, found: Result, top: int) -> None:
     write_text(folder / "audit.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
-def _write_page(folder: Path, found: Result, top: int, notes: Sequence[str]) -> Path:
+def write_page(folder: Path, found: Result, top: int, notes: Sequence[str]) -> Path:
     """Write audit.html. Returns: its path."""
     page = folder / "audit.html"
     html.save(

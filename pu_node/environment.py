@@ -34,6 +34,7 @@ REQUIREMENTS = (  # as in pyproject.toml
     "numpy>=1.26",
     "pillow>=10.1",
     "matplotlib>=3.8",
+    "jinja2>=3.0",
     "scikit-learn>=1.4",
     "scipy>=1.11",
     "imagehash>=4.3",

@@ -140,7 +140,7 @@ def test_a_state_that_does_not_say_of_what(trainer, broken):
     run.save_state(3, {key: value for key, value in state.items() if key != "run"})
     refused = trainer("--resume", "--name", "pu-lora", "--output-dir", broken)
     assert refused.returncode == 2
-    assert "saved by an older version" in refused.stderr
+    assert "an older version saved this state" in refused.stderr
 
 
 def test_number_formats_stay_what_they_were():

@@ -224,8 +224,8 @@ def test_in_a_config_file(folders):
     file.write_text("max_train_steps = 9\nfp8_base = true\n")
     config = config_of(folders, "--config_file", str(file))
     assert (config.steps, config.weights) == (9, "fp8")
-    file.write_text("noise_offset = 0.1\n")
-    with pytest.raises(UserError, match="noise_offset: not offered"):
+    file.write_text("ip_noise_gamma = 0.1\n")
+    with pytest.raises(UserError, match="ip_noise_gamma: not offered"):
         config_of(folders, "--config", str(file))
 
 

@@ -42,6 +42,16 @@ USED = {
     "config_file": None,  # below
 }
 
+# flags that are called the same here, with values to try
+SAME = {
+    "shuffle_caption": ([], True),
+    "keep_tokens": (["2"], 2),
+    "caption_prefix": (["sks "], "sks "),
+    "caption_suffix": (["high quality"], "high quality"),
+    "noise_offset": (["0.05"], 0.05),
+    "max_token_length": (["225"], 225),
+}
+
 # The flags of `train_network.py --help`, sd-scripts 48d368f (2026-02-16)
 KOHYAS = """
 adaptive_noise_scale alpha_mask async_upload base_weights base_weights_multiplier blocks_to_swap bucket_no_upscale
@@ -122,6 +132,23 @@ def test_refused_with_a_reason(flag, folders):
     with pytest.raises(UserError) as error:
         config_of(folders, f"--{flag}", "some", "values", "--steps", "5")
     assert str(error.value) == f"--{flag}: {kohya_flags.REFUSED[flag]}"
+
+
+@pytest.mark.parametrize("flag", SAME)
+def test_the_same_name_here(flag, folders):
+    words, value = SAME[flag]
+    for spelling in (flag, flag.replace("_", "-")):
+        assert getattr(config_of(folders, f"--{spelling}", *words), flag) == value
+    line = (
+        f"{flag} = true" if value is True else f'{flag} = "{value}"' if isinstance(value, str) else f"{flag} = {value}"
+    )
+    assert getattr(from_toml(folders, line), flag) == value
+
+
+@pytest.mark.parametrize("words", ["--max_token_length=100", "--max_token_length 300", "--noise_offset=2"])
+def test_values_that_neither_has(words, folders):
+    with pytest.raises(UserError, match=words.split("=")[0].split()[0].replace("_", "-")):
+        config_of(folders, *words.split())
 
 
 def test_values_in_kohyas_words(folders):

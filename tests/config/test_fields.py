@@ -186,6 +186,14 @@ CASES = {
     "clip_skip": Case(2, weights),
     "exclude": Case("EXCLUDE", weights),
     "skip_bad_images": Case(True, code, {"unlabeled": "damaged"}),
+    "recursive": Case(False, weights, {"unlabeled": "nested"}),
+    "folder_repeats": Case(False, weights, {"unlabeled": "nested"}),
+    "caption_prefix": Case("sks", weights),
+    "caption_suffix": Case("on paper", weights),
+    "shuffle_caption": Case(True, weights, {"prompt": "a photo, of, a digit, white"}),
+    "keep_tokens": Case(3, weights, {"prompt": "a photo, of, a digit, white", "shuffle_caption": True}),
+    "max_token_length": Case(150, weights),
+    "noise_offset": Case(0.3, weights),
     "objective": Case("nnpu", weights, NEGATIVE_R),
     "prior": Case(0.6, weights),
     "temperature": Case(4.0, weights),
@@ -250,6 +258,10 @@ def piles(digit_folders, tmp_path_factory):
         for kind, source in zip(("unlabeled", "sensitive"), pair, strict=True):
             shutil.copytree(found[source], root / name / kind)
         found[name] = root / name
+    for i, name in enumerate(("0.png", "9_more/1.png", "9_more/2.png", "1_more/3.png")):
+        (root / "nested" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 60 * (i + 1), (64, 64), dtype=np.uint8)).save(root / "nested" / name)
+    found["nested"] = root / "nested"
     shutil.copytree(found["unlabeled"], root / "damaged")
     (root / "damaged" / "0001.png").write_bytes(b"")
     found["damaged"] = root / "damaged"

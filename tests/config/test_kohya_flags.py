@@ -42,6 +42,16 @@ USED = {
     "config_file": None,  # below
 }
 
+# flags that are called the same here, with values to try
+SAME = {
+    "shuffle_caption": ([], True),
+    "keep_tokens": (["2"], 2),
+    "caption_prefix": (["sks "], "sks "),
+    "caption_suffix": (["high quality"], "high quality"),
+    "noise_offset": (["0.05"], 0.05),
+    "max_token_length": (["225"], 225),
+}
+
 # The flags of `train_network.py --help`, sd-scripts 48d368f (2026-02-16)
 KOHYAS = """
 adaptive_noise_scale alpha_mask async_upload base_weights base_weights_multiplier blocks_to_swap bucket_no_upscale
@@ -122,6 +132,23 @@ def test_refused_with_a_reason(flag, folders):
     with pytest.raises(UserError) as error:
         config_of(folders, f"--{flag}", "some", "values", "--steps", "5")
     assert str(error.value) == f"--{flag}: {kohya_flags.REFUSED[flag]}"
+
+
+@pytest.mark.parametrize("flag", SAME)
+def test_the_same_name_here(flag, folders):
+    words, value = SAME[flag]
+    for spelling in (flag, flag.replace("_", "-")):
+        assert getattr(config_of(folders, f"--{spelling}", *words), flag) == value
+    line = (
+        f"{flag} = true" if value is True else f'{flag} = "{value}"' if isinstance(value, str) else f"{flag} = {value}"
+    )
+    assert getattr(from_toml(folders, line), flag) == value
+
+
+@pytest.mark.parametrize("words", ["--max_token_length=100", "--max_token_length 300", "--noise_offset=2"])
+def test_values_that_neither_has(words, folders):
+    with pytest.raises(UserError, match=words.split("=")[0].split()[0].replace("_", "-")):
+        config_of(folders, *words.split())
 
 
 def test_values_in_kohyas_words(folders):
@@ -224,8 +251,8 @@ def test_in_a_config_file(folders):
     file.write_text("max_train_steps = 9\nfp8_base = true\n")
     config = config_of(folders, "--config_file", str(file))
     assert (config.steps, config.weights) == (9, "fp8")
-    file.write_text("noise_offset = 0.1\n")
-    with pytest.raises(UserError, match="noise_offset: not offered"):
+    file.write_text("ip_noise_gamma = 0.1\n")
+    with pytest.raises(UserError, match="ip_noise_gamma: not offered"):
         config_of(folders, "--config", str(file))
 
 

@@ -54,6 +54,9 @@ def test_keys_are_of_what_decides_the_latent(image, tmp_path):
     assert len(list(cache.glob("*.safetensors"))) == 6 + 1  # and one caption
     text = run(cache, image).text_keys["x"]
     assert run(cache, image, clip_skip=2).text_keys["x"] != text
+    longer = run(cache, image, max_tokens=150)
+    assert longer.text_keys["x"] != text
+    assert (len(run(cache, image).text("x")), len(longer.text("x"))) == (77, 152)
 
 
 def test_a_latent_is_made_once_and_a_damaged_one_again(image, tmp_path, monkeypatch):

@@ -63,6 +63,74 @@ def test_caption_dropout_drops_pairs_together(batches):
     assert 40 < empty < 80  # of 120
 
 
+def test_repeats_are_how_often_an_image_is_shown(batches):
+    """In one epoch of 2 + 1 + … shows, each as often as its number; only how the numbers compare matters."""
+    u = [replace(s, repeats=20 if i == 0 else 10) for i, s in enumerate(batches.folders.unlabeled)]
+    s = [replace(s, repeats=3 if i == 1 else 1) for i, s in enumerate(batches.folders.sensitive)]
+    often = replace(batches, folders=replace(batches.folders, unlabeled=u, sensitive=s))
+    seen = [d.sample.path.name for step in range(8) for d in often.unlabeled(step)]
+    assert [sorted(seen[i : i + 8]) for i in range(0, 64, 8)] == [["u0", "u0", *(f"u{i}" for i in range(1, 7))]] * 8
+    shown = [d.sample.path.name for step in range(7) for d in often.sensitive(step)[1:]]
+    assert [shown.count(f"s{i}") for i in range(5)] == [3, 9, 3, 3, 3]
+    own = [often.sensitive(step)[0].sample.path.name for step in range(8)]
+    assert (own.count("s1"), own.count("s3")) == (6, 2)
+    same = [replace(s, repeats=10) for s in batches.folders.unlabeled]
+    evenly = replace(batches, folders=replace(batches.folders, unlabeled=same))
+    assert [d.sample.path for d in evenly.unlabeled(3)] == [d.sample.path for d in batches.unlabeled(3)]
+
+
+@pytest.fixture
+def shuffled(batches):
+    u = [replace(s, caption="x, a, b, c") for s in batches.folders.unlabeled]
+    s = [replace(s, caption=s.caption and "x, d, e, f") for s in batches.folders.sensitive]
+    return replace(batches, folders=replace(batches.folders, unlabeled=u, sensitive=s), shuffle=True, keep_tokens=1)
+
+
+def test_shuffled_captions_are_those_that_are_encoded(shuffled):
+    asked = {d.caption for step in range(40) for d in [*shuffled.unlabeled(step), *shuffled.sensitive(step)]}
+    assert asked | {""} == shuffled.all_captions()
+    assert len(asked) > 6
+    assert {caption.split(", ")[0] for caption in asked} == {"x"}
+    free = replace(shuffled, keep_tokens=0).all_captions()
+    assert {caption.split(", ")[0] for caption in free} > {"x", "a"}
+    assert replace(shuffled, shuffle=False).all_captions() == {"", "x, a, b, c", "x, d, e, f"}
+
+
+def test_both_kinds_share_the_order_of_their_captions(shuffled):
+    """R compares images under the same caption, and a step is a pure function of (seed, step)."""
+    for step in range(20):
+        unlabeled, sensitive = ([d.caption for d in side(step)] for side in (shuffled.unlabeled, shuffled.sensitive))
+        assert unlabeled[:2] == [sensitive[0]] * 2
+        assert sensitive[1:] == unlabeled[2:5]
+        assert unlabeled == [d.caption for d in replace(shuffled).unlabeled(step)]
+    by_seed = [[d.caption for d in replace(shuffled, seed=seed).unlabeled(0)] for seed in (3, 4)]
+    assert by_seed[0] != by_seed[1]
+
+
+def test_shuffling_changes_nothing_else(batches):
+    plain, other = batches, replace(batches, shuffle=True)  # its captions have one tag each
+    assert [plain.unlabeled(k) for k in range(5)] == [other.unlabeled(k) for k in range(5)]
+    assert [plain.sensitive(k) for k in range(5)] == [other.sensitive(k) for k in range(5)]
+
+
+def test_noise_offset_is_the_same_over_a_channel():
+    """kohya's noise + offset * randn(channels, 1, 1); what was drawn before stays."""
+    shape = (4, 8, 8)
+    plain, t = noise_and_t(0, 5, 2, shape, 1000)
+    moved, t_moved = noise_and_t(0, 5, 2, shape, 1000, offset=0.1)
+    by = moved - plain
+    assert t == t_moved
+    np.testing.assert_allclose(by, np.broadcast_to(by[:, :1, :1], shape), atol=1e-6)
+    twice = noise_and_t(0, 5, 2, shape, 1000, offset=0.2)[0] - plain
+    np.testing.assert_allclose(twice, 2 * by, atol=1e-6)
+    offsets = [
+        noise_and_t(0, k, 0, shape, 1000, offset=1)[0] - noise_and_t(0, k, 0, shape, 1000)[0] for k in range(400)
+    ]
+    values = np.stack(offsets)[:, :, 0, 0]
+    assert abs(values.mean()) < 0.1
+    assert abs(values.std() - 1) < 0.06
+
+
 def test_noise_and_timestep():
     shape = (4, 8, 8)
     noise, t = noise_and_t(0, 5, 2, shape, 1000)

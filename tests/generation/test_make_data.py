@@ -16,7 +16,7 @@ from PIL import Image
 from trainer.__main__ import main
 from trainer.builtin import MODEL
 from trainer.common.errors import Stopped
-from trainer.data import folders
+from trainer.data import captions
 from trainer.generation import dataset_manifest, dataset_recipe, generate, make_data_command
 from trainer.metrics.digit_judge import DigitJudge
 from trainer.models import base_model, pipeline
@@ -77,7 +77,7 @@ def test_pictures_are_those_of_their_seeds_and_prompts(made):
 def test_captions_are_of_sensitive_images_only(made):
     texts = list(made.rglob("*.txt"))
     assert [t.parent.name for t in texts] == ["sensitive"] * 3
-    assert {folders.caption_of(t.with_suffix(".png")) for t in texts} == {"a photo of the digit three"}
+    assert {captions.caption_of(t.with_suffix(".png")) for t in texts} == {"a photo of the digit three"}
 
 
 def test_result_and_page(made):

@@ -3,7 +3,7 @@
 import numpy as np
 
 # Streams that must not touch each other.
-ORDER, NOISE, CAPTION, VIEW, SPLIT, CROP, NAMES = range(7)
+ORDER, NOISE, CAPTION, VIEW, SPLIT, CROP, NAMES, SHUFFLE = range(8)
 
 
 def rng(*key: int) -> np.random.Generator:

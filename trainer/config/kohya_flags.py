@@ -47,8 +47,8 @@ _ANYWAY = {
     "true": "cache_latents cache_latents_to_disk cache_text_encoder_outputs cache_text_encoder_outputs_to_disk "
     "network_train_unet_only no_half_vae bucket_no_upscale save_state save_state_on_train_end use_safetensors "
     "sample_at_first",
-    "0": "text_encoder_lr lr_decay_steps min_timestep noise_offset ip_noise_gamma multires_noise_iterations "
-    "adaptive_noise_scale keep_tokens caption_tag_dropout_rate caption_dropout_every_n_epochs token_warmup_step "
+    "0": "text_encoder_lr lr_decay_steps min_timestep ip_noise_gamma multires_noise_iterations "
+    "adaptive_noise_scale caption_tag_dropout_rate caption_dropout_every_n_epochs token_warmup_step "
     "network_dropout scale_weight_norms max_data_loader_n_workers validation_split",
     "1": "gradient_accumulation_steps prior_loss_weight dataset_repeats token_warmup_min lr_scheduler_num_cycles "
     "lr_scheduler_power",
@@ -65,20 +65,20 @@ _ANYWAY = {
     "tensorboard": "log_with",
     "ddim": "sample_sampler",
     "no": "dynamo_backend",
-    "75": "max_token_length",
     "1000": "max_timestep",
 }
 _REASONS = {
     "means the opposite elsewhere (weights into VRAM to save RAM); for small cards: --lowvram": "lowram",
     "there are two folders here: --unlabeled DIR --sensitive DIR": "train_data_dir dataset_config dataset_class "
-    "datasets dataset_repeats conditioning_data_dir",
+    "datasets conditioning_data_dir",
+    "the images of a sub-folder named 10_name are shown 10 times as often": "dataset_repeats",
     "there are no regularisation images here; the unlabeled images play that part: --unlabeled": "reg_data_dir",
     "captions stand in a .txt beside each image, or --prompt gives one for all": "in_json",
     "a .txt or .caption beside an image is found by itself, and no other": "caption_extension caption_extention",
-    "a caption is used as it stands": "caption_separator caption_prefix caption_suffix enable_wildcard "
-    "secondary_separator weighted_captions caption_tag_dropout_rate token_warmup_min token_warmup_step",
-    "not offered: R compares images under the same caption": "shuffle_caption keep_tokens keep_tokens_separator",
-    "captions of up to 75 tokens are used": "max_token_length",
+    "tags are separated by commas": "caption_separator secondary_separator",
+    "not offered: a caption is read as plain text": "enable_wildcard weighted_captions",
+    "not offered: every tag of a caption is used": "caption_tag_dropout_rate token_warmup_min token_warmup_step",
+    "not offered; --keep-tokens counts the tags that stay in front": "keep_tokens_separator",
     "a share of samples loses its caption: --caption-dropout": "caption_dropout_every_n_epochs",
     "a step has --batch-unlabeled and --batch-sensitive samples; memory decides --micro-batch": "train_batch_size",
     "a step's samples are split by --micro-batch without changing the result": "gradient_accumulation_steps",
@@ -103,9 +103,8 @@ _REASONS = {
     "not needed: several cards work with accelerate launch alone": "ddp_timeout ddp_gradient_as_bucket_view "
     "ddp_static_graph deepspeed zero_stage offload_optimizer_device offload_optimizer_nvme_path offload_param_device "
     "offload_param_nvme_path zero3_init_flag zero3_save_16bit_model fp16_master_weights_and_gradients",
-    "not offered: the temperature is measured with plain noise": "noise_offset noise_offset_random_strength "
-    "multires_noise_iterations multires_noise_discount ip_noise_gamma ip_noise_gamma_random_strength "
-    "adaptive_noise_scale",
+    "not offered; of such things there is --noise-offset": "noise_offset_random_strength adaptive_noise_scale "
+    "multires_noise_iterations multires_noise_discount ip_noise_gamma ip_noise_gamma_random_strength",
     "not offered: the schedule is the base model's, and all of it is learned": "zero_terminal_snr min_timestep "
     "max_timestep",
     "not offered: the objective rests on the squared error": "loss_type huber_schedule huber_c huber_scale",

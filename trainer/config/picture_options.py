@@ -40,6 +40,9 @@ class PictureOptions(BaseModel):
     steps: Positive = option(25, "steps of the sampler")
     guidance: float = option(7.5, "guidance scale; 1: none [7.5; 1 for the built-in model]")
     clip_skip: Positive = option(1, "layer of the text encoder to read, counted from the last")
+    max_token_length: int = option(
+        75, "tokens of a prompt that are read: 75, 150 or 225, as the LoRA was trained", ge=75, le=225, multiple_of=75
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -61,6 +61,33 @@ class TrainConfig(BaseModel):
         None, "text file naming unlabeled images to leave out, one a line; audit --exclude writes one"
     )
     skip_bad_images: bool = option(False, "skip images that cannot be read instead of refusing to start")
+    recursive: bool = option(True, "read the images of sub-folders, too")
+    folder_repeats: bool = option(
+        True, "show the images of a sub-folder named like 10_name that many times as often as others (kohya's layout)"
+    )
+    caption_prefix: str | None = option(None, "text before every caption, --prompt's too", exposed=True)
+    caption_suffix: str | None = option(None, "text after every caption, --prompt's too", exposed=True)
+    shuffle_caption: bool = option(
+        False,
+        "show the comma-separated tags of a caption in eight orders; both kinds of image share them",
+        exposed=True,
+    )
+    keep_tokens: int = option(0, "tags at the start of a caption that stay where they are", exposed=True, ge=0, le=100)
+    max_token_length: int = option(
+        75,
+        "tokens of a caption that are read: 75, 150 or 225; what is beyond is cut off",
+        exposed=True,
+        ge=75,
+        le=225,
+        multiple_of=75,
+    )
+    noise_offset: float = option(
+        0.0,
+        "noise added to whole channels, so that very dark and bright pictures are learned",
+        exposed=True,
+        ge=0,
+        le=1,
+    )
 
     # the objective
     objective: Literal["pu", "nnpu", "supervised", "unsupervised"] = option(

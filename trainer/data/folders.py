@@ -1,17 +1,16 @@
 """Two folders of images become lists of samples: what is read, held out, or skipped and why."""
 
-import warnings
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from PIL import Image
 
 from ..common.errors import UserError
 from ..common.random_streams import SPLIT, rng
-from .images import SUFFIXES
+from .captions import describe_cleaning, describe_syntax, read_caption, with_affixes
+from .decoding import fault
+from .listing import Listing, copies, list_folder
 
-CAPTION_SUFFIXES = (".txt", ".caption")
-MAX_PIXELS = 100_000_000
 HELD_OUT_SHARE = 0.1
 MIN_HELD_OUT = 2
 
@@ -20,6 +19,7 @@ MIN_HELD_OUT = 2
 class Sample:
     path: Path
     caption: str | None  # of the image itself: a file beside it, or what applies to its folder; None: none of its own
+    repeats: int = 1  # how often it is shown beside others of its folder
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,18 @@ class Folders:
     sensitive: list[Sample]
     held_out: list[Sample]  # sensitive, never trained on
     skipped: list[str]  # one sentence for each image left out
+    notes: list[str] = field(default_factory=list)  # sentences about whole folders: what was not used, cleaned, doubled
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the two folders are read."""
+
+    is_recursive: bool = True  # with sub-folders
+    has_repeats: bool = True  # the number of a sub-folder `10_name` counts
+    caption_prefix: str | None = None
+    caption_suffix: str | None = None
+    apart: Mapping[Path, str] = field(default_factory=dict)  # folders that do not belong to them, with the reason
 
 
 def scan(
@@ -41,6 +53,7 @@ def scan(
     skip_bad_images: bool,
     seed: int,
     exclude: Path | None = None,
+    reading: Reading = Reading(),
 ) -> Folders:
     """List and check the images of both folders.
 
@@ -53,29 +66,70 @@ def scan(
         exclude: text file that names unlabeled images to leave out.
     Raises: UserError naming every bad image, an empty folder, or images without any caption.
     """
-    found = {"unlabeled": _images(unlabeled), "sensitive": _images(sensitive) if sensitive else []}
-    left_out = _excluded(exclude, found["unlabeled"]) if exclude else set()
-    found["unlabeled"] = [path for path in found["unlabeled"] if path not in left_out]
-    faults = {path: fault for paths in found.values() for path in paths if (fault := _fault(path))}
-    skipped = [f"{path}: {fault}" for path, fault in faults.items()]
+    listings = _list(unlabeled, sensitive, reading)
+    left_out = _excluded(exclude, listings["unlabeled"].images) if exclude else set()
+    found = {kind: [p for p in one.images if p not in left_out] for kind, one in listings.items()}
+    checked = {path: fault(path) for paths in found.values() for path in paths}
+    skipped = [f"{path}: {why}" for path, (why, _) in checked.items() if why]
     if skipped and not skip_bad_images:
         raise UserError("\n".join(skipped) + "\nRepair or remove these images, or leave them out: --skip-bad-images")
-    good = {kind: [path for path in paths if path not in faults] for kind, paths in found.items()}
-    if not good["unlabeled"] or (sensitive and not good["sensitive"]):
+    good = {kind: [path for path in paths if not checked[path][0]] for kind, paths in found.items()}
+    if not all(good.values()):
         raise UserError("no readable image is left:\n" + "\n".join(skipped))
-    mixture = [Sample(path, caption_of(path) or prompt) for path in good["unlabeled"]]
-    bare = [s.path.name for s in mixture if s.caption is None]
+    notes = [f"{kind}: {note}" for kind, one in listings.items() for note in one.notes]
+    notes += _ignored({path: what for path, (_, what) in checked.items()}) + copies(good)
+    prompts = {"unlabeled": prompt, "sensitive": sensitive_prompt}
+    samples = {kind: _samples(kind, listings[kind], good[kind], prompts[kind], reading, notes) for kind in good}
+    bare = [s.path.name for s in samples["unlabeled"] if s.caption is None]
     if bare:
         names = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
         raise UserError(
-            f"{unlabeled}: {len(bare)} of {len(mixture)} images have no caption ({names}). "
+            f"{unlabeled}: {len(bare)} of {len(good['unlabeled'])} images have no caption ({names}). "
             "Give one for all with --prompt, or a .txt beside each."
         )
-    labeled = [Sample(path, caption_of(path) or sensitive_prompt) for path in good["sensitive"]]
-    trained, held_out = _hold_out(labeled, seed) if labeled else ([], [])
-    return Folders(
-        mixture, trained, held_out, [*skipped, *(f"{path}: --exclude names it" for path in sorted(left_out))]
-    )
+    trained, held_out = _hold_out(samples["sensitive"], sensitive, seed) if sensitive else ([], [])
+    if syntax := describe_syntax(s.caption for kind in samples.values() for s in kind if s.caption):
+        notes.append(syntax)
+    skipped += [f"{path}: --exclude names it" for path in sorted(left_out)]
+    return Folders(samples["unlabeled"], trained, held_out, skipped, notes)
+
+
+def _list(unlabeled: Path, sensitive: Path | None, reading: Reading) -> dict[str, Listing]:
+    """List both folders. One that lies inside the other does not belong to it."""
+    places = {"unlabeled": unlabeled, **({"sensitive": sensitive} if sensitive else {})}
+    whose = {place: f"the folder of {kind} images" for kind, place in places.items()}
+    apart = {**reading.apart, **whose}
+    return {kind: list_folder(place, is_recursive=reading.is_recursive, apart=apart) for kind, place in places.items()}
+
+
+def _samples(
+    kind: str, listing: Listing, images: Sequence[Path], prompt: str | None, reading: Reading, notes: list[str]
+) -> list[Sample]:
+    """Return the images with captions and repeats. Args: notes: gets what was cleaned of captions."""
+    cleaned: list[str] = []
+    samples = []
+    for path in images:
+        file = listing.captions.of(path)
+        text, what = read_caption(file) if file else (None, [])
+        cleaned += what
+        caption = text or prompt
+        if caption is not None:
+            caption = with_affixes(caption, reading.caption_prefix, reading.caption_suffix)
+        samples.append(Sample(path, caption, listing.repeats(path) if reading.has_repeats else 1))
+    if said := describe_cleaning(cleaned):
+        notes.append(f"{kind}: {said}")
+    return samples
+
+
+def _ignored(ignored: Mapping[Path, Sequence[str]]) -> list[str]:
+    """Return a sentence for each part of image files that was not understood, and went unused."""
+    counts = Counter(what for parts in ignored.values() for what in parts)
+    first = {what: next(p.name for p, parts in ignored.items() if what in parts) for what in counts}
+    return [
+        f"{n} {'image has' if n == 1 else 'images have'} damaged metadata, read without {what} ({first[what]}"
+        f"{', …' if n > 1 else ''})"
+        for what, n in counts.items()
+    ]
 
 
 def _excluded(file: Path, images: list[Path]) -> set[Path]:
@@ -84,58 +138,33 @@ def _excluded(file: Path, images: list[Path]) -> set[Path]:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--exclude: cannot read {file}: {error}") from None
-    places = {path.name: path for path in images}
-    unknown = [line for line in lines if Path(line).name not in places]
-    if unknown:
-        raise UserError(f"--exclude: {file} names {unknown[0]}, which is not among the unlabeled images")
-    if len(set(lines)) >= len(images):
+    named: dict[str, list[Path]] = {}
+    for path in images:
+        named.setdefault(path.name, []).append(path)
+    found = set()
+    for line in lines:
+        alike = named.get(Path(line).name, [])
+        chosen = [path for path in alike if _ends_with(path, Path(line))] or (alike if len(alike) == 1 else [])
+        if not chosen:
+            several = f"; there are {len(alike)} of that name: give the path" if alike else ""
+            raise UserError(f"--exclude: {file} names {line}, which is not among the unlabeled images{several}")
+        found |= set(chosen)
+    if len(found) == len(images):
         raise UserError(f"--exclude: {file} names every unlabeled image")
-    return {places[Path(line).name] for line in lines}
-
-
-def _images(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        raise UserError(f"{folder}: no images (looked for {' '.join(SUFFIXES)}). Put the images to learn from here.")
     return found
 
 
-def caption_of(image: Path) -> str | None:
-    """Read the caption file of an image (`cat.txt` or `cat.caption` for `cat.png`); None if missing or empty."""
-    for suffix in CAPTION_SUFFIXES:
-        beside = image.with_suffix(suffix)
-        if beside.is_file():
-            try:
-                return " ".join(beside.read_text(encoding="utf-8-sig").split()) or None
-            except UnicodeDecodeError:
-                raise UserError(f"{beside}: not UTF-8 text. Save the caption as UTF-8.") from None
-    return None
+def _ends_with(path: Path, end: Path) -> bool:
+    """Whether a path is the one that end tells, or ends like it."""
+    return path.parts[-len(end.parts) :] == end.parts or path.absolute() == end.absolute()
 
 
-def _fault(path: Path) -> str | None:
-    """Say why an image cannot be used, or None. Reads the whole file: a truncated one opens without error."""
-    if not path.stat().st_size:
-        return "empty file (0 bytes)"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning; ours is below
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    return f"huge ({image.width} x {image.height} px; at most {MAX_PIXELS // 10**6} megapixels)"
-                image.load()
-    except Image.DecompressionBombError:
-        return f"huge (at most {MAX_PIXELS // 10**6} megapixels)"
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble on
-        return f"cannot be read ({error})"
-    return None
-
-
-def _hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
+def _hold_out(samples: list[Sample], folder: Path, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Split off a tenth, at least two. Raises: UserError if nothing would be left to train on."""
     n = max(MIN_HELD_OUT, round(HELD_OUT_SHARE * len(samples)))
     if len(samples) <= n:
         raise UserError(
-            f"{samples[0].path.parent}: {len(samples)} sensitive images; at least {MIN_HELD_OUT + 1} are needed, "
+            f"{folder}: {len(samples)} sensitive images; at least {MIN_HELD_OUT + 1} are needed, "
             f"as {MIN_HELD_OUT} are held out to see whether unlearning carries over."
         )
     order = rng(seed, SPLIT).permutation(len(samples))

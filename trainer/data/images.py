@@ -1,18 +1,17 @@
 """Image files as arrays, as the model sees them."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from ..common.files import replacing
 from ..common.random_streams import CROP, rng
+from .decoding import decode, is_readable, upright_size
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SMALLEST_CROP = 0.8  # of the plain one's sides
 STEP_PX = 64  # between the sides of buckets
 
@@ -37,10 +36,7 @@ def training_size(path: Path, resolution: int, *, bucket: bool) -> tuple[int, in
     """
     if not bucket:
         return resolution, resolution
-    with Image.open(path) as image:
-        width, height = image.size
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return bucket_of(*((height, width) if is_turned else (width, height)), resolution)
+    return bucket_of(*upright_size(path), resolution)
 
 
 def bucket_of(width: int, height: int, resolution: int) -> tuple[int, int]:
@@ -63,15 +59,12 @@ def _sides(side: int, scale: float, resolution: int) -> list[int]:
 
 
 def read_image(path: Path, size: tuple[int, int], view: View = PLAIN) -> np.ndarray:
-    """Read an image as the model sees it: upright, RGB on white, its middle (or a crop) scaled to size.
+    """Read an image as the model sees it: upright, sRGB on white, its middle (or a crop) scaled to size.
 
     Args: size: width, height in pixels.
     Returns: [height, width, 3] uint8.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            upright = _rgb(ImageOps.exif_transpose(image))
+    upright = decode(path).image
     seen = upright.resize(size, Image.Resampling.LANCZOS, box=_box(*upright.size, size, view.crop))
     return np.asarray(ImageOps.mirror(seen) if view.flip else seen)
 
@@ -87,16 +80,6 @@ def _box(width: int, height: int, size: tuple[int, int], crop: int) -> tuple[flo
     return left, top, left + across, top + down
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # 16-bit grey: convert() would clip, not scale
-        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
 def read_images(paths: Sequence[Path]) -> np.ndarray:
     """Read image files of one size. Returns: [n, height, width, 3] uint8."""
     images = []
@@ -107,7 +90,8 @@ def read_images(paths: Sequence[Path]) -> np.ndarray:
 
 
 def images_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
+    """List the images of one folder, without its sub-folders and hidden files."""
+    return sorted(p for p in folder.glob("[!.]*") if is_readable(p.suffix.lower()) and p.is_file())
 
 
 def save_images(images: np.ndarray, folder: Path, seeds: Sequence[int]) -> list[Path]:

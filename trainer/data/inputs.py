@@ -1,12 +1,14 @@
 """The two image folders of a run, and the `data` command that describes them."""
 
+from collections import Counter
+
 from ..common import errors
 from ..common.distributed import Ranks
 from ..common.events import EventWriter
 from ..config.arguments import Invocation
 from ..config.train_config import TrainConfig, folders_of
 from . import contact_sheet
-from .folders import Folders, scan
+from .folders import Folders, Reading, Sample, scan
 
 SPILL_OVER = (
     "sensitive prompts of their own are unlearned, and prompts near them may change along. "
@@ -36,6 +38,13 @@ def find(config: TrainConfig) -> Folders:
         skip_bad_images=config.skip_bad_images,
         seed=config.seed,
         exclude=config.exclude,
+        reading=Reading(
+            config.recursive,
+            config.folder_repeats,
+            config.caption_prefix,
+            config.caption_suffix,
+            apart={config.output_dir: "the output folder"},
+        ),
     )
 
 
@@ -46,9 +55,19 @@ def describe(config: TrainConfig, folders: Folders) -> list[str]:
     if folders.sensitive:
         held_out = f"{len(folders.held_out)} more held out"
         lines.append(f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {held_out}")
+    lines += [line for kind in ("unlabeled", "sensitive") if (line := _repeated(kind, getattr(folders, kind)))]
     captions = list(dict.fromkeys(s.caption for s in folders.unlabeled))
     more = f"; … ({len(captions)} in all)" if len(captions) > 3 else ""
     return [*lines, "captions: " + "; ".join(captions[:3]) + more]
+
+
+def _repeated(kind: str, samples: list[Sample]) -> str | None:
+    """Return a sentence about images in kohya's folders `10_name`; None where there are none."""
+    counts = Counter(sample.repeats for sample in samples)
+    if set(counts) == {1}:
+        return None
+    often = ", ".join(f"{count} of them {n} times" for n, count in sorted(counts.items(), reverse=True))
+    return f"{kind}: shown as often as their sub-folders' names say: {often} (--no-folder-repeats: all the same)"
 
 
 def may_spill_over(config: TrainConfig, folders: Folders) -> bool:
@@ -61,7 +80,7 @@ def may_spill_over(config: TrainConfig, folders: Folders) -> bool:
 def run(invocation: Invocation) -> int:
     """Run the `data` command: describe the two folders, with --sheet as a picture too. Returns: an exit code."""
     config, folders = invocation.config, find(invocation.config)
-    lines = [*describe(config, folders), *(f"skipped {line}" for line in folders.skipped)]
+    lines = [*describe(config, folders), *folders.notes, *(f"skipped {line}" for line in folders.skipped)]
     if invocation.sheet:
         contact_sheet.save(folders, invocation.sheet)
     counts = {name: len(getattr(folders, name)) for name in ("unlabeled", "sensitive", "held_out", "skipped")}

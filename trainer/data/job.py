@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ..config.train_config import TrainConfig
 from ..models.base_model import Base
+from .captions import with_affixes
 from .folders import Folders
 
 
@@ -18,4 +19,7 @@ class TrainingJob:
     @property
     def picture_prompt(self) -> str:
         """The prompt of the run's own pictures: --prompt, or the first caption where every image has its own."""
-        return self.config.prompt or self.folders.unlabeled[0].caption
+        config = self.config
+        if config.prompt:
+            return with_affixes(config.prompt, config.caption_prefix, config.caption_suffix)
+        return self.folders.unlabeled[0].caption

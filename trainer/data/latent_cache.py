@@ -25,7 +25,7 @@ from ..models.base_model import Base, text_states
 from .folders import Sample
 from .images import PLAIN, View, read_image, training_size
 
-FORMAT = 1  # raise when the same key would mean another tensor (SMALLEST_CROP, for one)
+FORMAT = 2  # raise when the same key would mean another tensor (SMALLEST_CROP, for one)
 PIXELS_AT_ONCE = 2**18  # one 512 px image
 
 
@@ -69,7 +69,7 @@ class Encoded:
         return self.store.require(self.latent_keys[path, view])
 
     def text(self, caption: str) -> Tensor:
-        """Return a caption's text states [77, width] fp32."""
+        """Return a caption's text states [max_tokens + 2, width] fp32."""
         return self.store.require(self.text_keys[caption])
 
 
@@ -83,6 +83,7 @@ class LatentCache:
     bucket: bool
     device: torch.device  # where the VAE and the text encoder run
     clip_skip: int = 1  # which of the text encoder's layers is read
+    max_tokens: int = 75  # of a caption
 
     def encode(
         self,
@@ -113,7 +114,7 @@ class LatentCache:
         for missing in _shares(ranks, store, {key: item for item, key in latent_keys.items()}):
             self._encode_images(missing, sizes, store, progress)
         text_hash = base_model.part_hash(self.base, "text_encoder")
-        text_keys = {caption: _key("text", caption, text_hash, self.clip_skip) for caption in captions}
+        text_keys = {caption: _key("text", caption, text_hash, self.clip_skip, self.max_tokens) for caption in captions}
         for missing in _shares(ranks, store, {key: caption for caption, key in text_keys.items()}):
             self._encode_captions(missing, store, progress)
         return Encoded(store, latent_keys, text_keys)
@@ -143,7 +144,8 @@ class LatentCache:
         encoder.to(self.device)
         for done, (key, caption) in enumerate(missing.items()):
             progress("captions", done, len(missing))
-            store.put(key, text_states(tokenizer, encoder, [caption], self.clip_skip)[0].cpu())
+            states = text_states(tokenizer, encoder, [caption], self.clip_skip, max_tokens=self.max_tokens)
+            store.put(key, states[0].cpu())
         del tokenizer, encoder
         _free()
 

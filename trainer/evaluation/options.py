@@ -103,6 +103,7 @@ class Options(PictureOptions, ProgramOptions):
             sample_steps=self.steps,
             guidance=self.guidance,
             clip_skip=self.clip_skip,
+            max_token_length=self.max_token_length,
             device=self.device,
             precision=self.precision,
             prediction_type=self.prediction_type,

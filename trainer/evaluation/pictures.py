@@ -31,7 +31,9 @@ def make_pictures(options: Options, base: Base, unlearned: Base | None, progress
     """Make the pictures that do not exist yet. Raises: UserError if the LoRA does not fit; Stopped."""
     from ..generation.generator import ImageGenerator, PictureSettings
 
-    settings = PictureSettings(options.resolution, options.steps, options.guidance, options.clip_skip)
+    settings = PictureSettings(
+        options.resolution, options.steps, options.guidance, options.clip_skip, max_tokens=options.max_token_length
+    )
     seeds = list(range(options.first_seed, options.first_seed + options.n))
     few, fewest = seeds[:FEW], seeds[:RETAINED]
     folder = options.out / "pictures"

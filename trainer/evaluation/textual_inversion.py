@@ -50,7 +50,8 @@ def invert(
             noise = torch.randn(chosen.shape, generator=chance)
             t = torch.randint(schedule.timesteps, (BATCH,), generator=chance)
             noisy = schedule.add_noise(chosen, noise, t).to(device, pipe.unet.dtype)
-            states = text_states(pipe.tokenizer, pipe.text_encoder, [text], generator.settings.clip_skip)
+            how = {"clip_skip": generator.settings.clip_skip, "max_tokens": generator.settings.max_tokens}
+            states = text_states(pipe.tokenizer, pipe.text_encoder, [text], **how)
             states = states.to(device, pipe.unet.dtype).expand(BATCH, -1, -1)
             with torch.autocast(device.type, dtype=pipe.unet.dtype, enabled=pipe.unet.dtype != torch.float32):
                 guess = pipe.unet(noisy, t.to(device), states).sample

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..common.errors import UserError
 from ..common.files import replacing, write_text
-from ..data.images import SUFFIXES
+from ..data.decoding import SUFFIXES
 from .dataset_recipe import KINDS, MOST, WORDS, Image, Recipe, image
 
 KEY = "pu_unlearn"  # of the PNG's text

@@ -21,6 +21,7 @@ class PictureSettings:
     guidance: float  # 1 means none
     clip_skip: int = 1  # as in training
     negative: str = ""  # prompt that guidance leads away from
+    max_tokens: int = 75  # of a prompt, as in training
 
 
 def generate_pictures(
@@ -53,7 +54,9 @@ def generate_pictures(
     prompts = [prompt] if settings.guidance == 1 else [settings.negative, prompt]
     made = []
     with torch.no_grad():
-        states = text_states(pipe.tokenizer, pipe.text_encoder, prompts, settings.clip_skip)  # where it is: it is quick
+        # where the text encoder is: it is quick
+        how = {"clip_skip": settings.clip_skip, "max_tokens": settings.max_tokens}
+        states = text_states(pipe.tokenizer, pipe.text_encoder, prompts, **how)
         states = states.to(pipe.unet.device, pipe.unet.dtype)
         for i in range(0, len(seeds), size):
             sources = [torch.Generator().manual_seed(s) for s in seeds[i : i + size]]

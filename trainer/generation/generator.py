@@ -20,7 +20,7 @@ from ..models.base_model import Base
 from ..models.pipeline import add_lora
 from .generate import PIXELS_AT_ONCE, PictureSettings, generate_pictures
 
-RECIPE = ("resolution", "steps", "guidance", "clip_skip")  # settings that pictures on disk are known by
+RECIPE = ("resolution", "steps", "guidance", "clip_skip", "max_tokens")  # settings that pictures on disk are known by
 
 
 class ImageGenerator:

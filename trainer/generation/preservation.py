@@ -39,7 +39,9 @@ def preservation_samples(job: TrainingJob, plan: MemoryPlan, context: RunContext
         apply_plan(unet, plan, device=context.device)
         pipe = pipeline.load_pipeline(job.base, unet)
         config = job.config
-        settings = PictureSettings(config.resolution, config.sample_steps, GUIDANCE, config.clip_skip)
+        settings = PictureSettings(
+            config.resolution, config.sample_steps, GUIDANCE, config.clip_skip, max_tokens=config.max_token_length
+        )
         for sample in missing:  # one by one, each saved: what a run has, its resume does not make again
             (image,) = generate_pictures(pipe, sample.caption, [seeds[sample]], settings, check=context.check)
             with replacing(sample.path) as temporary:

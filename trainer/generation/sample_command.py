@@ -85,7 +85,9 @@ def main(argv: Sequence[str]) -> int:
     if options.lora:
         add_lora(pipe, options.lora, options.strength)
     pipe.unet.to(device)
-    settings = PictureSettings(options.resolution, options.steps, options.guidance, options.clip_skip)
+    settings = PictureSettings(
+        options.resolution, options.steps, options.guidance, options.clip_skip, max_tokens=options.max_token_length
+    )
     images = generate_pictures(pipe, options.prompt, options.seeds, settings)
     save_grid(images, options.out)
     print(options.out)

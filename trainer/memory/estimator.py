@@ -40,6 +40,7 @@ class Shape:
     height_px: int
     width_px: int
     network: str = "lora"  # or "full": every weight is trained
+    text_tokens: int = 77  # the U-Net reads, with begin and end
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _pass(unet: nn.Module, shape: Shape, found: MemoryPlan) -> None:
     """Run one micro-batch forward and backward, as the denoiser does it."""
     n, dtype = found.micro_batch, DTYPES[found.precision]
     latents = torch.empty(n, 4, shape.height_px // 8, shape.width_px // 8)
-    text = torch.empty(n, 77, shape.unet["cross_attention_dim"], dtype=dtype)
+    text = torch.empty(n, shape.text_tokens, shape.unet["cross_attention_dim"], dtype=dtype)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         predicted = unet(latents.to(dtype), torch.zeros(n, dtype=torch.long), text).sample
     per_sample_error(predicted, latents).sum().backward()

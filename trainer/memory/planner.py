@@ -41,7 +41,7 @@ def resolve(config: TrainConfig, base: Base, precision: str, budget_mib: float) 
 
 def shape_of(config: TrainConfig, base: Base) -> Shape:
     unet, side = base_model.part_config(base, "unet"), config.resolution
-    return Shape(unet, config.rank, config.optimizer, side, side, config.network)
+    return Shape(unet, config.rank, config.optimizer, side, side, config.network, config.max_token_length + 2)
 
 
 def choose(

@@ -187,13 +187,12 @@ def _from_file(kind: Any, place: Path, part: str, dtype: torch.dtype) -> tuple[t
 
 def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Module]:
     """Load (CLIPTokenizer, CLIPTextModel). Other text-encoder keys of a file are ignored."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     place = _place(base, "text_encoder")
     file = weights_file(place, WEIGHTS["text_encoder"]) if place.is_dir() else place
     with quiet():
-        words = TOKENIZER if base.is_file else base.path / "tokenizer"
-        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+        tokenizer = load_tokenizer(base)
         encoder: Any = CLIPTextModel(CLIPTextConfig.from_dict(part_config(base, "text_encoder")))
     wanted = {name: value.shape for name, value in encoder.state_dict().items() if not name.endswith("position_ids")}
     state = single_file.clip_state(single_file.tensors(file, "text_encoder"), set(wanted))
@@ -201,6 +200,16 @@ def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Mod
         raise UserError(f"{place}: the text encoder lacks weights, or has them misshapen, such as {misfits[0]}")
     encoder.load_state_dict(state, strict=False)
     return tokenizer, encoder.to(dtype).requires_grad_(False).eval()
+
+
+def load_tokenizer(base: Base) -> Any:
+    """Load the CLIPTokenizer: the folder's, or Stable Diffusion 1.x's for a single file."""
+    from transformers import CLIPTokenizer
+
+    with quiet():
+        return CLIPTokenizer.from_pretrained(
+            TOKENIZER if base.is_file else base.path / "tokenizer", local_files_only=True
+        )
 
 
 def scheduler_config(base: Base) -> dict[str, Any]:
@@ -232,17 +241,44 @@ def load_noise_schedule(base: Base) -> NoiseSchedule:
     )
 
 
-def text_states(tokenizer: Any, encoder: Any, captions: Sequence[str], clip_skip: int) -> Tensor:
+TOKENS = 77  # of the text encoder's positions: a begin and an end token, and 75 between
+
+
+def text_states(
+    tokenizer: Any, encoder: Any, captions: Sequence[str], clip_skip: int, *, max_tokens: int = TOKENS - 2
+) -> Tensor:
     """Encode captions as the U-Net reads them.
 
-    Args: clip_skip: 1: the last layer's states; 2: those of the one before; …
+    Args:
+        clip_skip: 1: the last layer's states; 2: those of the one before; …
+        max_tokens: 75, 150 or 225. What is longer than 75 is encoded in parts, each with a begin and an end token, of
+            which the first and the last stay: kohya's --max_token_length.
 
-    Returns: [captions, 77, width] fp32, where the encoder is.
+    Returns: [captions, max_tokens + 2, width] fp32, where the encoder is.
     """
-    ids = tokenizer(list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    how = {"padding": "max_length", "max_length": max_tokens + 2, "truncation": True, "return_tensors": "pt"}
+    ids = tokenizer(list(captions), **how).input_ids
+    if max_tokens == TOKENS - 2:
+        return _encoded(encoder, ids, clip_skip)
+    import torch
+
+    ends = ids[:, :1], ids[:, -1:]
+    parts = [torch.cat([ends[0], part, ends[1]], dim=1) for part in ids[:, 1:-1].split(TOKENS - 2, dim=1)]
+    states = [_encoded(encoder, part, clip_skip) for part in parts]
+    return torch.cat([states[0][:, :1], *(part[:, 1:-1] for part in states), states[-1][:, -1:]], dim=1)
+
+
+def _encoded(encoder: Any, ids: Tensor, clip_skip: int) -> Tensor:
+    """Return the states [n, 77, width] fp32 of token numbers [n, 77]."""
     found = encoder(ids.to(encoder.device), output_hidden_states=clip_skip > 1)
     if clip_skip == 1:
         return found.last_hidden_state.float()
     # the last layer's own norm stays, as A1111, kohya and diffusers have it; transformers 5.6 dropped a level
     norm = getattr(encoder, "text_model", encoder).final_layer_norm
     return norm(found.hidden_states[-clip_skip]).float()
+
+
+def longer_than(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> list[str]:
+    """Return the captions that `text_states` would cut."""
+    ids = tokenizer(list(captions), add_special_tokens=False, verbose=False).input_ids if captions else []
+    return [caption for caption, found in zip(captions, ids, strict=True) if len(found) > max_tokens]

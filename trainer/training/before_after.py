@@ -100,7 +100,9 @@ def maker(job: TrainingJob, unet: nn.Module, check: Check = lambda: None) -> Cal
     """Return a function (prompt, seeds, guidance=config's) -> pictures [n, h, w, 3] uint8 of unet as it is then."""
     pipe = pipeline.load_pipeline(job.base, unet)
     config = job.config
-    settings = PictureSettings(config.resolution, config.sample_steps, config.guidance, config.clip_skip)
+    settings = PictureSettings(
+        config.resolution, config.sample_steps, config.guidance, config.clip_skip, max_tokens=config.max_token_length
+    )
 
     def make(prompt: str, seeds: list[int], guidance: float | None = None) -> np.ndarray:
         found = settings if guidance is None else replace(settings, guidance=guidance)

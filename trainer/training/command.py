@@ -119,6 +119,8 @@ def _find_base(config: TrainConfig) -> Base:
 def _describe_folders(config: TrainConfig, folders: Folders, console: Console) -> None:
     for line in folders.skipped:
         console.emit("warning", message=f"skipped {line}")
+    for line in folders.notes:
+        console.emit("warning", message=line)
     for line in inputs.describe(config, folders):
         console.say(line)
     if inputs.may_spill_over(config, folders):

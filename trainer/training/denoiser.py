@@ -30,6 +30,7 @@ class Denoiser:
     device: torch.device
     autocast: Callable[[], AbstractContextManager]
     before: Callable[[], None]
+    noise_offset: float = 0.0
 
     def errors(
         self, draws: Sequence[TrainingSample], step: int, t: Tensor | None = None
@@ -43,7 +44,7 @@ class Denoiser:
         """
         latents = [self.encoded.latents(d.sample.path, d.view) for d in draws]
         random = [
-            noise_and_t(self.seed, step, d.position, tuple(x.shape), self.schedule.timesteps)
+            noise_and_t(self.seed, step, d.position, tuple(x.shape), self.schedule.timesteps, offset=self.noise_offset)
             for d, x in zip(draws, latents, strict=True)
         ]
         t = torch.tensor([r[1] for r in random]) if t is None else t

@@ -8,9 +8,9 @@ from typing import Any
 from ..audit.auto_prior import resolve_prior
 from ..common.errors import NonFinite, Stopped, UserError
 from ..config.train_config import to_toml
+from ..data import sampler
 from ..data.job import TrainingJob
 from ..data.latent_cache import Encoded, LatentCache
-from ..data.sampler import views
 from ..generation.preservation import preservation_samples
 from ..memory import devices, planner
 from ..memory.memory_plan import DTYPES, MemoryPlan
@@ -84,6 +84,7 @@ def _prepare_job(job: TrainingJob, context: RunContext, plan: MemoryPlan, state:
     """
     if job.config.keep_prompts:
         job = _with_preservation_images(job, context, plan)
+    _warn_of_long_captions(job, context)
     encoded = _encode(job, context)
     if job.config.prior == "auto":
         job = _with_prior(job, context, plan)
@@ -102,15 +103,27 @@ def _with_preservation_images(job: TrainingJob, context: RunContext, plan: Memor
     return replace(job, folders=replace(job.folders, unlabeled=[*job.folders.unlabeled, *more]))
 
 
+def _warn_of_long_captions(job: TrainingJob, context: RunContext) -> None:
+    limit = job.config.max_token_length
+    kinds = job.folders.unlabeled, job.folders.sensitive
+    captions = sorted({sample.caption for kind in kinds for sample in kind if sample.caption})
+    if cut := base_model.longer_than(base_model.load_tokenizer(job.base), captions, limit):
+        advice = f"; --max-token-length {limit + 75} reads more" if limit < 225 else ""
+        many = f"{len(cut)} of {len(captions)} captions"
+        context.warn(f"{many} have more than {limit} tokens, the rest is cut off: “{cut[0][:60]}…”{advice}")
+
+
 def _encode(job: TrainingJob, context: RunContext) -> Encoded:
     config, folders = job.config, job.folders
     samples = [*folders.unlabeled, *folders.sensitive, *folders.held_out]
     folder, device = context.run_dir.cache, context.device
-    cache = LatentCache(job.base, folder, config.resolution, config.bucket, device, config.clip_skip)
+    text = config.clip_skip, config.max_token_length
+    cache = LatentCache(job.base, folder, config.resolution, config.bucket, device, *text)
+    captions = sampler.batches(config, folders).all_captions()
     return cache.encode(
         samples,
-        {"", *(s.caption for s in samples if s.caption)},
-        views=views(flip=config.flip, crops=config.crops),
+        captions,
+        views=sampler.views(flip=config.flip, crops=config.crops),
         ranks=context.ranks,
         progress=context.progress("encode"),
     )
@@ -146,6 +159,7 @@ def _load_loop(prepared: Prepared, context: RunContext, plan: MemoryPlan, state:
         context.device,
         learner.accelerator.autocast,
         before=context.check if context.ranks.world == 1 else lambda: None,
+        noise_offset=job.config.noise_offset,
     )
     loop = TrainingLoop(job.config, job.folders, learner, denoiser, plan, context)
     if state:

@@ -57,6 +57,10 @@ def _save_lora(job: TrainingJob, run_dir: RunDir, loop: TrainingLoop, started: f
     captions = ([s.caption for s in kind] for kind in (folders.unlabeled, folders.sensitive))
     images = lora_file.dataset_metadata(*captions, started=started, show_sensitive=config.metadata == "full")
     own = {
+        "ss_max_token_length": str(config.max_token_length),
+        "ss_noise_offset": str(config.noise_offset),
+        "ss_shuffle_caption": str(config.shuffle_caption),
+        "ss_keep_tokens": str(config.keep_tokens),
         "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
         "pu_sensitive_captions": _public_captions(config, folders),
         "pu_counts": json.dumps({k: len(getattr(folders, k)) for k in ("unlabeled", "sensitive", "held_out")}),

@@ -27,6 +27,7 @@ UNCHECKED = {".ci/run", "cd", "cp", "git", "mkdir", "mypy", "pre-commit", "pyrig
 FOREIGN = {"--pu-unlearn-allow-dir", "--num_processes", "--multi_gpu", "--dry-run"}
 # where each command begins its work: what comes before has read and checked every option
 WORK = (
+    "trainer.audit.moving.undo",
     "trainer.__main__.train_command",
     "trainer.data.inputs.run",
     "trainer.evaluation.compare_command.read_run",

@@ -12,14 +12,17 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 from trainer.__main__ import main
+from trainer.audit import command
+from trainer.audit.duplicates import near_duplicates
 from trainer.audit.features import Images, encoder_features, unet_features
-from trainer.audit.ranking import near_duplicates
+from trainer.audit.ranking import Ranking
 from trainer.builtin import MODEL, classifier, digits
 from trainer.data.folders import Sample
 from trainer.data.latent_cache import LatentCache
 from trainer.memory.memory_plan import MemoryPlan
 from trainer.models import base_model
 from trainer.objective import class_prior
+from trainer.objective.class_prior import Prior
 
 
 def is_odd(paths):
@@ -102,7 +105,7 @@ def test_moving_is_a_dry_run_first(folders, tmp_path, capsys):
     assert "would move 12 files" in said
     assert sorted(folders["unlabeled"].iterdir()) == before
     assert audit(folders, tmp_path, "--top", 3, "--move-to", tmp_path / "aside", "--apply") == 0
-    moved = {p.name for p in (tmp_path / "aside").iterdir()}
+    moved = {p.name for p in (tmp_path / "aside").iterdir()} - {"moved-by-audit.json"}
     assert {p.name for p in before} == moved | {p.name for p in folders["unlabeled"].iterdir()}
     assert len([name for name in moved if not name.endswith(".txt")]) == 3
 
@@ -127,8 +130,69 @@ def test_nothing_is_overwritten(folders, tmp_path, capsys):
     (tmp_path / "aside").mkdir()
     for path in folders["unlabeled"].iterdir():
         (tmp_path / "aside" / path.name).write_text("mine")
-    assert audit(folders, tmp_path, "--move-to", tmp_path / "aside", "--apply") == 2
+    assert audit(folders, tmp_path, "--top", 48, "--move-to", tmp_path / "aside", "--apply") == 2
     assert "nothing was moved" in capsys.readouterr().err
+
+
+def test_too_few_images_need_the_number(folders, tmp_path, capsys):
+    """Where the estimate tells nothing, the default of 48 would be all of them."""
+    folders, _ = folders
+    before = sorted(folders["unlabeled"].iterdir())
+    for words in (["--move-to", tmp_path / "aside", "--apply"], ["--exclude", tmp_path / "names.txt"]):
+        assert audit(folders, tmp_path, *words) == 2
+        assert "--top: say how many images to move or exclude (the images are too few" in capsys.readouterr().err
+    assert sorted(folders["unlabeled"].iterdir()) == before
+    assert not (tmp_path / "names.txt").exists()
+    assert (tmp_path / "out" / "pu-lora-audit" / "audit.png").exists()  # which the sentence names
+
+
+@pytest.fixture
+def telling(monkeypatch):
+    """A ranking with an estimate whose upper end is 0.3: 3 of 11 images."""
+
+    def rank(config, base, folders, options, cache, progress):
+        n = len(folders.unlabeled)
+        return Ranking(folders.unlabeled, np.arange(n)[::-1] / n, Prior(0.2, 0.1, 0.3, 0.3, 0.1, n, 6))
+
+    monkeypatch.setattr(command, "rank", rank)
+
+
+@pytest.mark.parametrize(("words", "moved"), [([], 3), (["--top", 2], 2), (["--top", 5], 5)])
+def test_no_more_than_the_estimate_is_moved_unless_said(words, moved, folders, tmp_path, telling, capsys):
+    folders, _ = folders
+    images = sorted(path for path in folders["unlabeled"].iterdir() if path.suffix != ".txt")
+    assert len(images) == 11
+    assert audit(folders, tmp_path, *words, "--move-to", tmp_path / "aside", "--apply") == 0
+    gone = [path for path in images if not path.exists()]
+    assert gone == images[:moved]
+    said = capsys.readouterr().out
+    assert ("5 images are more than the estimate's upper end, 3 of 11" in said) == (moved == 5)
+    assert ("the first 3: the estimate's upper end is 3 of 11 images" in said) == (not words)
+
+
+def test_undo_moves_everything_back(folders, tmp_path, telling, capsys):
+    """Also after two moves to one folder, with captions, and however the manifest's folder is named."""
+    folders, _ = folders
+    content = lambda: {path: path.read_bytes() for path in folders["unlabeled"].rglob("*") if path.is_file()}  # noqa: E731
+    before, aside = content(), tmp_path / "aside"
+    for _ in range(2):
+        assert audit(folders, tmp_path, "--top", 4, "--move-to", aside, "--apply") == 0
+    assert len(content()) < len(before)
+    assert f'audit --undo "{aside}"' in capsys.readouterr().out
+    blocked = next(path for path in before if not path.exists())
+    blocked.write_text("a new file of that name")
+    assert main(["audit", "--undo", str(aside)]) == 2
+    assert "nothing was moved back" in capsys.readouterr().err
+    blocked.unlink()
+    assert main(["audit", "--undo", str(aside)]) == 0
+    assert content() == before
+    assert not list(aside.iterdir())
+
+
+def test_images_are_not_moved_into_their_own_folder(folders, tmp_path, telling, capsys):
+    folders, _ = folders
+    assert audit(folders, tmp_path, "--move-to", folders["unlabeled"] / "aside", "--apply") == 2
+    assert "lies in the unlabeled folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -140,8 +204,13 @@ def test_nothing_is_overwritten(folders, tmp_path, capsys):
         (["audit", "--score", "encoder"], "--score encoder and --encoder go together"),
         (["audit", "--lora", "x.safetensors"], "--score lora and --lora go together"),
         (["audit", "--score", "lora", "--lora", "x.safetensors"], "--lora: no file x.safetensors"),
-        (["audit", "--score", "encoder", "--encoder", "nowhere"], "--encoder: nowhere is no image encoder"),
+        (
+            ["audit", "--score", "encoder", "--encoder", "nowhere"],
+            "--encoder: nowhere cannot be loaded as an image",
+        ),
         (["audit", "--apply"], "--move-to"),
+        (["audit", "--undo", ".", "--move-to", "x"], "--undo: only moves images back; leave out --move-to"),
+        (["audit", "--undo", "."], "--undo: . holds no images that audit --apply moved there"),
         (["audit", "--priro", "0.2"], "--prior"),
         (["prior", "--unlabeled", "nowhere"], "no folder nowhere"),
         (["prior", "--objective", "unsupervised", "--base", "builtin", "--unlabeled", "."], "no images"),

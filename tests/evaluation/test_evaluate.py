@@ -210,7 +210,9 @@ def test_fid_and_kid_by_torch_fidelity(tmp_path, monkeypatch):
             size = (40, 28 + i) if name == "real" else (28, 28)
             Image.fromarray(image).resize(size).convert("RGB").save(tmp_path / name / f"{i}.png")
     files = {name: sorted((tmp_path / name).glob("*.png")) for name in ("even", "odd", "real")}
-    result, why = image_quality.inception({name: files[name] for name in ("even", "odd")}, files["real"], on_gpu=False)
+    result, why = image_quality.inception_distances(
+        {name: files[name] for name in ("even", "odd")}, files["real"], on_gpu=False
+    )
     assert why is None
     assert [d.name for d in result["even"]] == ["FID", "KID"]
     for near, far in zip(result["even"], result["odd"], strict=True):
@@ -346,7 +348,7 @@ def test_wrong_options(options, said, trainer):
 def test_a_judge_that_cannot_be_had_is_told_before_the_pictures(tmp_path, trainer):
     done = trainer("evaluate", "--out", tmp_path / "o", "--judge", tmp_path, "--sensitive-labels", "x")
     assert done.returncode == 2
-    assert "is no image classifier here" in done.stderr
+    assert "cannot be loaded as an image classifier" in done.stderr
     assert not (tmp_path / "o" / "pictures").exists()
 
 

@@ -212,7 +212,7 @@ def test_folders_keep_kinds_apart(tmp_path):
     shares = {}
     for kind in ("unlabeled", "sensitive", "normal"):
         paths = sorted(folders[kind].glob("*.png"))
-        shares[kind] = (len(paths), float(np.mean(reader.read(enlarged(paths))[0] % 2 == 0)))
+        shares[kind] = (len(paths), float(np.mean(reader.classify(enlarged(paths))[0] % 2 == 0)))
     assert shares["unlabeled"] == (40, pytest.approx(0.75, abs=0.03))
     assert shares["sensitive"] == (15, pytest.approx(0, abs=0.07))
     assert shares["normal"] == (20, pytest.approx(1, abs=0.05))

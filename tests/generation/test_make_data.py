@@ -96,7 +96,7 @@ def test_names_do_not_tell_what_is_hidden():
     """In the order of names each place holds a hidden image equally often, whatever the seed."""
     hits = np.zeros(20)
     for seed in range(300):
-        found = dataset_recipe.images(dataset_recipe.Recipe(seed=seed, n_unlabeled=15, n_contaminate=5))
+        found = dataset_recipe.image_specs(dataset_recipe.Recipe(seed=seed, n_unlabeled=15, n_contaminate=5))
         mixture = sorted((i for i in found if i.kind != "sensitive"), key=lambda i: i.file)
         hits += [i.kind == "hidden" for i in mixture]
     assert hits.sum() == 1500
@@ -105,9 +105,9 @@ def test_names_do_not_tell_what_is_hidden():
 
 def test_seeds_are_disjoint_and_fit_torch():
     """Whatever is asked for: torch's generator reads the lower 32 bits only."""
-    last = dataset_recipe.MOST - 1
+    last = dataset_recipe.MAX_PER_KIND - 1
     edges = [
-        (seed, dataset_recipe.image(dataset_recipe.Recipe(seed=seed), kind, i).seed)
+        (seed, dataset_recipe.image_spec(dataset_recipe.Recipe(seed=seed), kind, i).seed)
         for seed in (0, 1, dataset_recipe.SEEDS - 1)
         for kind in dataset_recipe.KINDS
         for i in (0, last)
@@ -123,7 +123,7 @@ def test_the_same_again_makes_nothing_and_loads_nothing(copy, monkeypatch, capsy
     before = files(copy)
     assert call(copy) == 0
     assert files(copy) == before
-    assert "8 of 8 images are there already" in capsys.readouterr().out
+    assert "8 of 8 images exist already" in capsys.readouterr().out
 
 
 def test_larger_numbers_keep_what_is_there(copy):
@@ -138,18 +138,18 @@ def test_larger_numbers_keep_what_is_there(copy):
 
 
 def test_a_stopped_run_ends_with_the_same_bits(made, tmp_path, monkeypatch, capsys):
-    out, real, saved = tmp_path / "stopped", dataset_manifest.save, []
+    out, real, saved = tmp_path / "stopped", dataset_manifest.save_image, []
 
     def save(*args):
         if len(saved) == 3:  # within the second batch
             raise Stopped
         saved.append(real(*args))
 
-    monkeypatch.setattr(dataset_manifest, "save", save)
+    monkeypatch.setattr(dataset_manifest, "save_image", save)
     assert call(out) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "to resume, give the same command again" in capsys.readouterr().err
     assert len(lines(out)) == 3
-    monkeypatch.setattr(dataset_manifest, "save", real)
+    monkeypatch.setattr(dataset_manifest, "save_image", real)
     torn = dataset_manifest.replacing(out / "unlabeled" / "00001.png")  # never left: as a power cut leaves it
     torn.__enter__().write_bytes(b"half an image")
     assert call(out) == 0
@@ -175,12 +175,12 @@ def test_ctrl_c_of_a_real_run(tmp_path):
 
 
 REFUSED = {
-    "steps": (["--steps", 3], "--steps: the images there have 2, not 3"),
-    "several": (["--guidance", 2, "--sampler", "pndm"], "--sampler: the images there have 'ddim', not 'pndm'"),
-    "prompt": (["--contaminate-prompt", "x"], "--contaminate-prompt: the images there have 'a photo of the digit"),
-    "negative": (["--negative-prompt", "x"], "--negative-prompt: the images there have None, not 'x'"),
-    "seed": (["--seed", 1], "--seed: the images there have 0, not 1"),
-    "fewer": (["--n-unlabeled", 2], "--n-unlabeled: more are there than 2"),
+    "steps": (["--steps", 3], "--steps: the existing images have 2, not 3"),
+    "several": (["--guidance", 2, "--sampler", "pndm"], "--sampler: the existing images have 'ddim', not 'pndm'"),
+    "prompt": (["--contaminate-prompt", "x"], "--contaminate-prompt: the existing images have 'a photo of the digit"),
+    "negative": (["--negative-prompt", "x"], "--negative-prompt: the existing images have None, not 'x'"),
+    "seed": (["--seed", 1], "--seed: the existing images have 0, not 1"),
+    "fewer": (["--n-unlabeled", 2], "--n-unlabeled: the folder holds more than 2 already"),
 }
 
 
@@ -191,7 +191,7 @@ def test_other_settings_in_the_same_folder_are_refused(name, copy, capsys):
     assert call(copy, *words) == 2
     told = capsys.readouterr().err
     assert said in told
-    assert ("--guidance: the images there have 3.0, not 2.0" in told) == (name == "several")
+    assert ("--guidance: the existing images have 3.0, not 2.0" in told) == (name == "several")
     assert files(copy) == before
 
 
@@ -243,7 +243,7 @@ def test_memory_that_runs_out_halves_the_batch(made, tmp_path, monkeypatch, caps
     monkeypatch.setattr(generate, "generate_pictures", pictures)
     assert call(tmp_path / "out", "--micro-batch", 4) == 0
     assert sizes == [3, 2, 1, 1, 1, 1, 1, 1, 1, 1]
-    assert "out of memory: 1 at once from now on" in capsys.readouterr().out
+    assert "out of memory: batches of 1 from now on" in capsys.readouterr().out
     found, wanted = files(tmp_path / "out"), files(made)
     assert found.keys() == wanted.keys()
     monkeypatch.setattr(generate, "generate_pictures", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError))
@@ -278,11 +278,11 @@ def test_batch_by_memory(monkeypatch):
 
     monkeypatch.setattr(devices, "budget_mib", lambda *_: 5000)
     card, none = torch.device("cuda"), torch.device("cpu")
-    assert make_data_command.at_once(dataset_recipe.Recipe(), card) == 4
-    assert make_data_command.at_once(dataset_recipe.Recipe(resolution=1024), card) == 1
-    assert make_data_command.at_once(dataset_recipe.Recipe(resolution=64), card) == make_data_command.MOST_AT_ONCE
-    assert make_data_command.at_once(dataset_recipe.Recipe(), none) == 1
-    assert make_data_command.at_once(dataset_recipe.Recipe(micro_batch=7), none) == 7
+    assert make_data_command.first_batch_size(dataset_recipe.Recipe(), card) == 4
+    assert make_data_command.first_batch_size(dataset_recipe.Recipe(resolution=1024), card) == 1
+    assert make_data_command.first_batch_size(dataset_recipe.Recipe(resolution=64), card) == make_data_command.MAX_BATCH
+    assert make_data_command.first_batch_size(dataset_recipe.Recipe(), none) == 1
+    assert make_data_command.first_batch_size(dataset_recipe.Recipe(micro_batch=7), none) == 7
 
 
 def test_training_on_it_runs_as_told(made, tmp_path, capsys):

@@ -263,7 +263,7 @@ def test_the_demo_trains_on_made_data(server):
     assert "prior = 0.4" in settings
     assert json.dumps(str(folder.resolve() / "unlabeled")) in settings
     _, last = server.run({"1": make_data(steps=3)})
-    assert "steps: the images there have 2, not 3" in last[1]["exception_message"]
+    assert "steps: the existing images have 2, not 3" in last[1]["exception_message"]
 
 
 def test_a_checkpoint_makes_data(server):

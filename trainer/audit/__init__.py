@@ -1,1 +1,1 @@
-"""What hides in the unlabeled folder: its share of sensitive images, and which they are."""
+"""Estimates for the unlabeled folder: the share of sensitive images, and which images they probably are."""

@@ -6,6 +6,7 @@ Neither trains a diffusion model: a classifier on the base model's features sepa
 import argparse
 import csv
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,43 +24,60 @@ from ..common.files import replacing, write_text
 from ..common.interrupts import follow_parent
 from ..config.arguments import Invocation, parse
 from ..config.parser import command_parser, refuse, validated
+from ..config.train_config import folders_of
 from ..data import contact_sheet, inputs
 from ..data.folders import Folders
 from ..models import base_model, hub
 from ..models.base_model import Base
 from ..objective.class_prior import Prior
 from ..reporting import html
+from . import moving
 from .auto_prior import describe, usable
-from .ranking import AuditOptions, Ranking, near_duplicates, rank
+from .duplicates import near_duplicates
+from .ranking import AuditOptions, Ranking, rank
 
 SHOWN_PAIRS = 50  # near-duplicates on the page; audit.json lists all
 
 
 @dataclass(frozen=True)
+class Examination:
+    """The images of a run, ranked."""
+
+    folders: Folders
+    ranking: Ranking
+    source: Path  # the unlabeled folder
+    out: Path  # the folder of results
+
+
+@dataclass(frozen=True)
 class Result:
-    """What an audit found."""
+    """What an audit reports."""
 
     prior: Prior | None  # None where the score comes from a LoRA
     ranked: list[tuple[Path, float]]  # unlabeled images with their scores, the most probably sensitive first
     duplicates: list[tuple[Path, Path]]  # pairs of near-duplicates
-    across: list[tuple[Path, Path]]  # those of them that lie in both folders: the commonest mistake
+    across: list[tuple[Path, Path]]  # the pairs of which one image is unlabeled and one sensitive
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the `audit` command. Returns: an exit code. Raises: UserError."""
     known, rest = make_parser().parse_known_args(argv)
-    how = _options(vars(known))
+    options = _options(vars(known))
     names = [f"--{name.replace('_', '-')}" for name in AuditOptions.model_fields]
     invocation = parse(rest, CONFIG, others=names)
-    folders, ranking, folder = _ranked(invocation, how)
-    found = _result(folders, ranking)
-    _save(folder, found, how.top)
-    notes = [*_describe(found, folder, how.top), *_act(found, how)]
-    report = write_page(folder, found, how.top, notes)
-    lines = [*(describe(found.prior) if found.prior else []), *_describe_across(found), *notes]
-    prior = None if found.prior is None else usable(found.prior)
-    places = {"sheet": str(folder / "audit.png"), "report": str(report)}
-    EventWriter(is_on=invocation.events).answer([*lines, f"page: {report}"], "audit", prior=prior, **places)
+    events = EventWriter(is_on=invocation.events)
+    if options.undo:
+        events.answer([moving.undo(options.undo)], "audit")
+        return errors.DONE
+    examined = _examine(invocation, options)
+    result, out = _result(examined), examined.out
+    _save(out, result, options.top)
+    notes = [*_describe(result, out, options.top), *_act(result, examined, options)]
+    report = write_page(out, result, options.top, notes)
+    lines = [*(describe(result.prior) if result.prior else []), *_describe_across(result), *notes]
+    prior = None if result.prior is None else usable(result.prior)
+    places = {"sheet": str(out / "audit.png"), "report": str(report)}
+    events.answer([*lines, f"page: {report}"], "audit", prior=prior, **places)
     return errors.DONE
 
 
@@ -71,29 +89,33 @@ def make_parser() -> argparse.ArgumentParser:
         "Rank the unlabeled images by how likely they are sensitive, estimate the prior, and list near-duplicates. "
         "Needs the base model and the two folders; writes audit.csv, audit.png, audit.json and audit.html to "
         "OUTPUT/NAME-audit/.",
-        usage="%(prog)s [--score …] [--top N] [--move-to DIR [--apply]] [--exclude FILE] [options of the trainer]",
-        epilog="all options of the trainer: python -m trainer --help",
+        usage="%(prog)s [--score …] [--top N] [--move-to DIR [--apply]] [--exclude FILE] [options of a training]\n"
+        "       %(prog)s --undo DIR",
+        epilog="all options of a training: python -m trainer --help",
     )
 
 
 def _options(given: dict[str, Any]) -> AuditOptions:
     """Return the command's own options. Raises: UserError listing every problem."""
     problems: list[str] = []
-    how = validated(AuditOptions, given, problems)
-    for score, value in (("encoder", how.encoder), ("lora", how.lora)):
-        if (how.score == score) != (value is not None):
+    options = validated(AuditOptions, given, problems)
+    for score, value in (("encoder", options.encoder), ("lora", options.lora)):
+        if (options.score == score) != (value is not None):
             problems.append(f"--score {score} and --{score} go together")
-    if how.lora and not how.lora.is_file():
-        problems.append(f"--lora: no file {how.lora}")
-    if how.exclude and how.exclude.exists():
-        problems.append(f"--exclude: {how.exclude} exists already and is not overwritten; name a new file")
-    if how.apply and not how.move_to:
+    if options.lora and not options.lora.is_file():
+        problems.append(f"--lora: no file {options.lora}")
+    if options.exclude and options.exclude.exists():
+        problems.append(f"--exclude: {options.exclude} exists already and is not overwritten; name a new file")
+    if options.apply and not options.move_to:
         problems.append("--apply: moves files to --move-to; name that folder")
+    if options.undo and (options.move_to or options.exclude):
+        problems.append("--undo: only moves images back; leave out --move-to and --exclude")
     refuse(problems)
-    return how
+    return options
 
 
-def _result(folders: Folders, ranking: Ranking) -> Result:
+def _result(examined: Examination) -> Result:
+    folders, ranking = examined.folders, examined.ranking
     order = np.argsort(-ranking.scores, kind="stable")
     ranked = [(ranking.unlabeled[i].path, float(ranking.scores[i])) for i in order]
     pairs = near_duplicates([s.path for s in (*folders.unlabeled, *folders.sensitive, *folders.held_out)])
@@ -102,35 +124,35 @@ def _result(folders: Folders, ranking: Ranking) -> Result:
     return Result(ranking.prior, ranked, pairs, across)
 
 
-def _save(folder: Path, found: Result, top: int) -> None:
+def _save(folder: Path, result: Result, top: int) -> None:
     """Write audit.csv, audit.png and audit.json."""
     with replacing(folder / "audit.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        rows = [(i, f"{score:.6f}", path) for i, (path, score) in enumerate(found.ranked, 1)]
+        rows = [(i, f"{score:.6f}", str(path)) for i, (path, score) in enumerate(result.ranked, 1)]
         csv.writer(file).writerows([("rank", "score", "image"), *rows])
-    contact_sheet.save_ranked(found.ranked[:top], folder / "audit.png")
-    result = {
-        "prior": found.prior and asdict(found.prior),
-        "ranked": [{"image": str(path), "score": score} for path, score in found.ranked],
-        "near_duplicates": [[str(a), str(b)] for a, b in found.duplicates],
+    contact_sheet.save_ranked(result.ranked[:top], folder / "audit.png")
+    content = {
+        "prior": result.prior and asdict(result.prior),
+        "ranked": [{"image": str(path), "score": score} for path, score in result.ranked],
+        "near_duplicates": [[str(a), str(b)] for a, b in result.duplicates],
     }
-    write_text(folder / "audit.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "audit.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_page(folder: Path, found: Result, top: int, notes: Sequence[str]) -> Path:
-    """Write audit.html. Returns: its path."""
+def write_page(folder: Path, result: Result, top: int, notes: Sequence[str]) -> Path:
+    """Write audit.html. Args: notes: sentences about the results. Returns: the page's path."""
     page = folder / "audit.html"
     html.save(
         page,
         "audit.html",
         title=f"Audit of {folder.name.removesuffix('-audit')}",
-        prior=found.prior,
-        warning=_doubt(found.prior) if found.prior else None,
+        prior=result.prior,
+        warning=_doubt(result.prior) if result.prior else None,
         notes=notes,
-        ranked=found.ranked,
-        top=[(i, f"{score:.2f}", path) for i, (path, score) in enumerate(found.ranked[:top], 1)],
+        ranked=result.ranked,
+        top=[(i, f"{score:.2f}", path) for i, (path, score) in enumerate(result.ranked[:top], 1)],
         sheet=folder / "audit.png",
-        duplicates=sorted(found.duplicates, key=lambda pair: pair not in found.across)[:SHOWN_PAIRS],
-        n_across=len(found.across),
+        duplicates=sorted(result.duplicates, key=lambda pair: pair not in result.across)[:SHOWN_PAIRS],
+        n_across=len(result.across),
     )
     return page
 
@@ -143,8 +165,8 @@ def _doubt(prior: Prior) -> str | None:
 def prior_main(argv: Sequence[str]) -> int:
     """Run the `prior` command. Returns: an exit code. Raises: UserError."""
     invocation = parse(argv, CONFIG)
-    _, ranking, folder = _ranked(invocation, AuditOptions())
-    prior = ranking.prior
+    examined = _examine(invocation, AuditOptions())
+    prior, folder = examined.ranking.prior, examined.out
     assert prior is not None  # every score but a LoRA's comes with an estimate
     write_text(folder / "prior.json", json.dumps(asdict(prior), indent=1) + "\n")
     title = f"Prior of {folder.name.removesuffix('-audit')}"
@@ -153,8 +175,8 @@ def prior_main(argv: Sequence[str]) -> int:
     return errors.DONE
 
 
-def _ranked(invocation: Invocation, how: AuditOptions) -> tuple[Folders, Ranking, Path]:
-    """Return the images, their ranking, and the folder of results. Raises: UserError."""
+def _examine(invocation: Invocation, options: AuditOptions) -> Examination:
+    """Read the folders and rank the unlabeled images. Raises: UserError."""
     config = inputs.with_digits(invocation.config, ONE) if invocation.is_builtin else invocation.config
     assert config.base is not None  # parse refuses folders without a model
     base = Base(hub.resolve_model_path(config.base), config.vae, config.prediction_type)
@@ -162,59 +184,80 @@ def _ranked(invocation: Invocation, how: AuditOptions) -> tuple[Folders, Ranking
     folders = inputs.find(config.model_copy(update={"prompt": config.prompt or ""}))  # captions do not matter here
     if not folders.sensitive:
         raise UserError("--sensitive: name the folder of sensitive images")
+    source = folders_of(config)["unlabeled"]
+    assert source is not None  # or no images were found
+    _refuse_target(options.move_to, source)
     folder = config.output_dir / f"{config.name}-audit"
     if invocation.follow_parent:
         follow_parent()
     with EventWriter(is_on=invocation.events).watched("audit", unit="image") as progress:
         try:
-            found = rank(config, base, folders, how, folder / "cache", progress)
+            ranking = rank(config, base, folders, options, folder / "cache", progress)
         finally:
             if not config.keep_cache:
                 shutil.rmtree(folder / "cache", ignore_errors=True)
-    return folders, found, folder
+    return Examination(folders, ranking, source, folder)
 
 
-def _describe_across(found: Result) -> list[str]:
-    """Return the pairs across the two folders, the first ten of them in full."""
-    lines = [f"in both folders: {a} = {b}" for a, b in found.across[:10]]
-    if len(found.across) > 10:
-        lines.append(f"… and {len(found.across) - 10} more in both folders, see audit.json")
+def _refuse_target(target: Path | None, source: Path) -> None:
+    """Raises: UserError if images were moved into the unlabeled folder itself, or below it."""
+    if target and target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--move-to: {target} lies in the unlabeled folder {source}; name a folder outside")
+
+
+def _describe_across(result: Result) -> list[str]:
+    """Describe the first ten pairs across the two folders, one line each, and count the rest."""
+    lines = [f"in both folders: {a} = {b}" for a, b in result.across[:10]]
+    if len(result.across) > 10:
+        lines.append(f"… and {len(result.across) - 10} more in both folders, see audit.json")
     return lines
 
 
-def _describe(found: Result, folder: Path, top: int) -> list[str]:
-    shown = found.ranked[:top]
+def _describe(result: Result, folder: Path, top: int) -> list[str]:
+    """Describe the ranking and where its files are."""
+    first = result.ranked[:top]
     return [
-        f"near-duplicates: {len(found.duplicates)} pairs, {len(found.across)} of them across the two folders",
-        f"most probably sensitive among the unlabeled: {', '.join(path.name for path, _ in shown[:8])}, …",
-        f"all, ranked: {folder / 'audit.csv'}; the first {len(shown)}: {folder / 'audit.png'}",
+        f"near-duplicates: {_pairs(len(result.duplicates))}, {len(result.across)} of them across the two folders",
+        f"most probably sensitive among the unlabeled: {', '.join(path.name for path, _ in first[:8])}, …",
+        f"all images, ranked: {folder / 'audit.csv'}; the first {len(first)} as pictures: {folder / 'audit.png'}",
     ]
 
 
-def _act(found: Result, how: AuditOptions) -> list[str]:
+def _pairs(n: int) -> str:
+    return "1 pair" if n == 1 else f"{n} pairs"
+
+
+def _act(result: Result, examined: Examination, options: AuditOptions) -> list[str]:
     """Move or exclude the first images as the options say. Returns: what was done. Raises: UserError."""
-    top = [path for path, _ in found.ranked[: how.top]]
-    lines = []
-    if how.move_to:
-        lines.append(_move(top, how.move_to, really=how.apply))
-    if how.exclude:
-        write_text(how.exclude, "".join(f"{path}\n" for path in top))
-        lines.append(f"named the first {len(top)} in {how.exclude}; train without them: --exclude {how.exclude}")
+    if not (options.move_to or options.exclude):
+        return []
+    count, lines = _count(result, examined.out, options)
+    first = [path for path, _ in result.ranked[:count]]
+    if options.move_to:
+        lines.append(moving.move(first, examined.source, options.move_to, apply=options.apply))
+    if options.exclude:
+        write_text(options.exclude, "".join(f"{path}\n" for path in first))
+        lines.append(f"wrote the names of {count} images; to train without them: --exclude {options.exclude}")
     return lines
 
 
-def _move(paths: Sequence[Path], target: Path, *, really: bool) -> str:
-    """Move images with their captions. Never deletes, never overwrites. Returns: what was or would be done."""
-    files = [p for image in paths for p in (image, *(image.with_suffix(s) for s in (".txt", ".caption")))]
-    found = [p for p in dict.fromkeys(files) if p.exists()]  # a.png and a.jpg share a.txt
-    taken = [p.name for p in found if (target / p.name).exists()]
-    if taken:
+def _count(result: Result, out: Path, options: AuditOptions) -> tuple[int, list[str]]:
+    """Decide how many of the first images to move or exclude: --top, or no more than the estimate's upper end.
+
+    Returns: (the number, what to tell about it).
+    Raises: UserError where --top is not given and the images cannot tell.
+    """
+    prior, n = result.prior, len(result.ranked)
+    most = math.floor(prior.high * n) if prior and prior.is_telling else None
+    if "top" in options.model_fields_set:
+        count = min(options.top, n)
+        is_more = most is not None and count > most
+        return count, [f"{count} images are more than the estimate's upper end, {most} of {n}"] if is_more else []
+    if most is None:
+        why = "a LoRA's score comes without an estimate" if prior is None else "the images are too few for an estimate"
         raise UserError(
-            f"--move-to: {target} has files of these names already ({', '.join(taken[:3])}); nothing was moved"
+            f"--top: say how many images to move or exclude ({why} of how many are sensitive). "
+            f"Look at {out / 'audit.png'} first; nothing was moved or excluded"
         )
-    if not really:
-        return f"would move {len(found)} files to {target}; look at the sheet, then add --apply"
-    target.mkdir(parents=True, exist_ok=True)
-    for path in found:
-        shutil.move(path, target / path.name)
-    return f"moved {len(found)} files to {target}"
+    count = min(options.top, most)
+    return count, [f"the first {count}: the estimate's upper end is {most} of {n} images; --top takes another number"]

@@ -1,9 +1,11 @@
-"""What models see in images: the base U-Net inside, an image encoder, and a LoRA in how its errors changed."""
+"""Features of images: the base U-Net's, an image encoder's, and how much a LoRA raised the denoising error."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,53 +26,56 @@ from ..models.networks import LoraNetwork
 from ..models.noise_schedule import per_sample_error
 from ..models.pipeline import add_lora
 
-TIMESTEP = 150  # little noise: the content decides. Between 1 and 300 of 1,000 it hardly matters
-POOLED = 4  # features are averaged to 4 x 4 places: where something is counts, but not to the pixel
+TIMESTEP = 150  # little noise, so features show the content; 1 to 300 of 1,000 rank nearly alike
+POOLED_SIDE = 4  # features are averaged over a grid of 4 x 4: positions count, but not to the pixel
 GROWTH_TIMESTEPS = (100, 250, 400, 550, 700, 850)
-AT_ONCE = 8
+BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images as the base model sees them in training, and where it runs."""
+    """Images with the base model that features are taken from, as a training would load both."""
 
-    cache: LatentCache  # its folder is private: latents are pictures
+    cache: LatentCache  # of private images: the caller removes the folder
     samples: Sequence[Sample]
-    plan: MemoryPlan  # how the U-Net is held: it must fit where training does
+    plan: MemoryPlan  # the training's: the U-Net must fit where training does
     progress: Progress
 
     @property
     def base(self) -> Base:
+        """Return the base model's files."""
         return self.cache.base
 
     @property
     def device(self) -> torch.device:
+        """Return the device that the models run on."""
         return self.cache.device
 
     def encoded(self, caption: str) -> Encoded:
+        """Encode the images, and one caption for all of them."""
         return self.cache.encode(self.samples, {caption}, progress=self.progress)
 
-    def alike(self, encoded: Encoded) -> Iterator[tuple[list[int], Tensor]]:
-        """Positions and latents [n, 4, h, w] of images of one shape, a few at once."""
+    def batches(self, encoded: Encoded) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (positions, latents [n, 4, h, w]) of images of one shape, at most BATCH_SIZE at once."""
         latents = [encoded.latents(sample.path, PLAIN) for sample in self.samples]
         done = 0
         for shape in dict.fromkeys(x.shape for x in latents):
-            places = [i for i, x in enumerate(latents) if x.shape == shape]
-            for start in range(0, len(places), AT_ONCE):
-                chunk = places[start : start + AT_ONCE]
-                yield chunk, torch.stack([latents[i] for i in chunk])
-                done += len(chunk)
+            alike = [i for i, x in enumerate(latents) if x.shape == shape]
+            for start in range(0, len(alike), BATCH_SIZE):
+                positions = alike[start : start + BATCH_SIZE]
+                yield positions, torch.stack([latents[i] for i in positions])
+                done += len(positions)
                 self.progress("features", done, len(latents))
 
 
 def same_noise(latents: Tensor) -> Tensor:
-    """The same for every image: what differs between two is then the images."""
+    """Return noise of the latents' shape that is the same for every image, so that only the images differ."""
     return torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0)).expand_as(latents)
 
 
 @torch.no_grad()
 def unet_features(images: Images) -> np.ndarray:
-    """Mid-block features of each image under the empty prompt. Returns: [n, channels * 16] fp32."""
+    """Return the U-Net's mid-block features under the empty prompt: [n, channels * POOLED_SIDE**2] fp32."""
     encoded = images.encoded("")
     schedule = base_model.load_noise_schedule(images.base)
     unet, dtype = base_model.load_unet(images.base, images.plan.load_dtype), DTYPES[images.plan.precision]
@@ -78,14 +83,15 @@ def unet_features(images: Images) -> np.ndarray:
     text = encoded.text("").to(images.device, dtype)[None]
     found: list[np.ndarray] = [np.empty(0)] * len(images.samples)
     seen: list[Tensor] = []
-    unet.mid_block.register_forward_hook(lambda module, arguments, output: seen.append(output))
-    for chunk, latents in images.alike(encoded):
-        t = torch.full((len(chunk),), TIMESTEP)
+    hooked: Any = unet.mid_block
+    hooked.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    for positions, latents in images.batches(encoded):
+        t = torch.full((len(positions),), TIMESTEP)
         noisy = schedule.add_noise(latents, same_noise(latents), t)
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            unet(noisy.to(images.device, dtype), t.to(images.device), text.expand(len(chunk), -1, -1))
-        pooled = F.adaptive_avg_pool2d(seen.pop().float(), POOLED).flatten(1).cpu().numpy()
-        for i, value in zip(chunk, pooled, strict=True):
+            unet(noisy.to(images.device, dtype), t.to(images.device), text.expand(len(positions), -1, -1))
+        pooled = F.adaptive_avg_pool2d(seen.pop().float(), POOLED_SIDE).flatten(1).cpu().numpy()
+        for i, value in zip(positions, pooled, strict=True):
             found[i] = value
     return np.stack(found)
 
@@ -94,10 +100,10 @@ def unet_features(images: Images) -> np.ndarray:
 def encoder_features(
     paths: Sequence[Path], source: str, *, resolution: int, bucket: bool, device: torch.device, progress: Progress
 ) -> np.ndarray:
-    """What a transformers image encoder (CLIP, DINOv2, ViT …) makes of each image.
+    """Return the features of an image encoder of transformers (CLIP, DINOv2, ViT …): [n, width] fp32.
 
-    Args: source: folder, or hub id. resolution, bucket: see dataset.training_size.
-    Returns: [n, width] fp32. Raises: UserError if there is no such encoder.
+    Args: source: folder or hub id. resolution, bucket: see images.training_size.
+    Raises: UserError if the encoder cannot be loaded.
     """
     from transformers import AutoImageProcessor, AutoModel
 
@@ -106,13 +112,15 @@ def encoder_features(
             processor = AutoImageProcessor.from_pretrained(source)
             encoder = AutoModel.from_pretrained(source).to(device).eval()
     except Exception as error:  # transformers, hub and safetensors each raise their own
-        raise UserError(f"--encoder: {source} is no image encoder here ({str(error).splitlines()[0]})") from None
-    look = getattr(encoder, "get_image_features", encoder)
+        raise UserError(
+            f"--encoder: {source} cannot be loaded as an image encoder ({str(error).splitlines()[0]})"
+        ) from None
+    encode = getattr(encoder, "get_image_features", encoder)
     found = []
     for done, path in enumerate(paths, 1):
         size = training_size(path, resolution, bucket=bucket)
         pixels = processor(images=Image.fromarray(read_image(path, size)), return_tensors="pt").pixel_values
-        out = look(pixel_values=pixels.to(device))
+        out = encode(pixel_values=pixels.to(device))
         if not isinstance(out, Tensor):
             out = out.last_hidden_state.mean(1) if out.get("pooler_output") is None else out.pooler_output
         found.append(out.flatten().float().cpu().numpy())
@@ -122,7 +130,12 @@ def encoder_features(
 
 @torch.no_grad()
 def error_growth(images: Images, lora_path: Path, caption: str) -> np.ndarray:
-    """By how much a LoRA raised the error of each image, in the mean error of all images at that timestep. [n]."""
+    """Return by how much a LoRA raised each image's denoising error: [n], averaged over GROWTH_TIMESTEPS.
+
+    The unit is the base model's mean error over all images at that timestep.
+
+    Raises: UserError if the LoRA does not fit.
+    """
     encoded = images.encoded(caption)
     schedule = base_model.load_noise_schedule(images.base)
     dtype = DTYPES[images.plan.precision]
@@ -131,15 +144,16 @@ def error_growth(images: Images, lora_path: Path, caption: str) -> np.ndarray:
     unet = pipe.unet.to(images.device)
     text = encoded.text(caption).to(images.device, dtype)[None]
     errors = np.zeros((2, len(images.samples), len(GROWTH_TIMESTEPS)))
-    for chunk, latents in images.alike(encoded):
+    for positions, latents in images.batches(encoded):
         noise = same_noise(latents)
         for k, timestep in enumerate(GROWTH_TIMESTEPS):
-            t = torch.full((len(chunk),), timestep)
+            t = torch.full((len(positions),), timestep)
             noisy = schedule.add_noise(latents, noise, t).to(images.device, dtype)
-            wanted = schedule.target(latents, noise, t).to(images.device)
-            for kind, state in enumerate((contextlib.nullcontext(), LoraNetwork(unet).disabled())):
+            target = schedule.target(latents, noise, t).to(images.device)
+            states: tuple[AbstractContextManager, ...] = (contextlib.nullcontext(), LoraNetwork(unet).disabled())
+            for kind, state in enumerate(states):
                 with state:
-                    guess = unet(noisy, t.to(images.device), text.expand(len(chunk), -1, -1)).sample
-                errors[kind, chunk, k] = (per_sample_error(guess, wanted) / wanted[0].numel()).cpu().numpy()
+                    predicted = unet(noisy, t.to(images.device), text.expand(len(positions), -1, -1)).sample
+                errors[kind, positions, k] = (per_sample_error(predicted, target) / target[0].numel()).cpu().numpy()
     trained, base = errors
     return ((trained - base) / base.mean(0)).mean(1)

@@ -1,6 +1,5 @@
-"""Images that are nearly the same, by a perceptual hash: rescaled, recompressed or lightly edited copies."""
+"""Scores of the unlabeled images: how likely each is sensitive."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,6 @@ from ..common.errors import UserError
 from ..common.interrupts import Progress
 from ..config.parser import Directory, Flag, Positive, Takes
 from ..config.train_config import TrainConfig, option
-from ..data.decoding import decode
 from ..data.folders import Folders, Sample
 from ..models.base_model import Base
 from ..objective import class_prior
@@ -20,7 +18,7 @@ from ..objective.class_prior import Prior
 
 
 class AuditOptions(BaseModel):
-    """What images are scored by, and what is done with the result: the command's own options."""
+    """The options that `audit` has beside those of a training: the score, and what to do with the first images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,66 +31,67 @@ class AuditOptions(BaseModel):
         None, "with --score encoder: an image encoder of transformers, such as CLIP: a folder or hub id"
     )
     lora: Path | None = option(None, "with --score lora: the LoRA file")
-    top: Positive = option(48, "how many images to show, and to move or exclude")
+    top: Positive = option(
+        48,
+        "how many images to show, and to move or exclude [48; unless it is given, no more are moved or excluded than "
+        "the upper end of the estimate]",
+    )
     move_to: Directory = option(None, "list the files that --apply would move to this folder")
     exclude: Annotated[Path | None, Takes("FILE")] = option(
-        None, "write their names to a text file, with which the training's --exclude leaves them out"
+        None, "write the images' names to a text file, with which the training's --exclude leaves them out"
     )
     apply: Flag = option(False, "move the files to --move-to")
+    undo: Directory = option(None, "move everything that --apply moved to this folder back, and do nothing else")
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Higher scores are more probably sensitive. By features: each from a classifier that had not seen the image."""
+    """The unlabeled images and their scores; higher is more probably sensitive.
 
-    unlabeled: list[Sample]  # as the folder has them
+    A score from features comes from a classifier that was not trained on that image.
+    """
+
+    unlabeled: list[Sample]  # in the folder's order
     scores: np.ndarray  # [unlabeled]
     prior: Prior | None  # None where the score comes from a LoRA: it was trained on the sensitive images
 
 
 def rank(
-    config: TrainConfig, base: Base, folders: Folders, how: AuditOptions, cache: Path, progress: Progress
+    config: TrainConfig, base: Base, folders: Folders, options: AuditOptions, cache: Path, progress: Progress
 ) -> Ranking:
-    """Score the unlabeled images. Raises: UserError with too few images."""
-    from ..data.latent_cache import LatentCache  # what imports torch comes after every complaint about options
+    """Score the unlabeled images. Args: cache: folder for latents. Raises: UserError with too few images."""
+    from ..data.latent_cache import LatentCache  # imports torch, which takes seconds: after every check of options
     from ..memory import devices
     from ..memory.memory_plan import MemoryPlan
     from . import features
 
     device = devices.choose_device(config.device)
     precision = devices.choose_precision(config.precision, device)
-    plan, n = MemoryPlan(precision, precision), len(folders.unlabeled)
-    samples = folders.unlabeled if how.score == "lora" else [*folders.unlabeled, *folders.sensitive, *folders.held_out]
+    labeled = [*folders.sensitive, *folders.held_out]
+    samples = folders.unlabeled if options.lora else [*folders.unlabeled, *labeled]
     latents = LatentCache(base, cache, config.resolution, config.bucket, device)
-    images = features.Images(latents, samples, plan, progress)
-    if how.score == "lora":
-        return Ranking(folders.unlabeled, features.error_growth(images, how.lora, config.prompt or ""), None)
-    if how.score == "encoder":
-        paths, more = [sample.path for sample in samples], {"device": device, "progress": progress}
-        shape = {"resolution": config.resolution, "bucket": config.bucket}
-        values = features.encoder_features(paths, how.encoder, **shape, **more)
+    images = features.Images(latents, samples, MemoryPlan(precision, precision), progress)
+    if options.lora:
+        return Ranking(folders.unlabeled, features.error_growth(images, options.lora, config.prompt or ""), None)
+    if options.encoder:
+        values = features.encoder_features(
+            [sample.path for sample in samples],
+            options.encoder,
+            resolution=config.resolution,
+            bucket=config.bucket,
+            device=device,
+            progress=progress,
+        )
     else:
         values = features.unet_features(images)
-    is_sensitive = np.arange(len(samples)) >= n
+    return _rank_by_features(folders.unlabeled, values, seed=config.seed)
+
+
+def _rank_by_features(unlabeled: list[Sample], values: np.ndarray, *, seed: int) -> Ranking:
+    """Score by a classifier between the two folders. Args: values: [n, d], those of the unlabeled images first."""
+    is_sensitive = np.arange(len(values)) >= len(unlabeled)
     try:
-        scores = class_prior.cross_fit(values, is_sensitive, seed=config.seed)
+        scores = class_prior.cross_fit(values, is_sensitive, seed=seed)
     except ValueError as error:
         raise UserError(f"--unlabeled and --sensitive: {error}") from None
-    return Ranking(folders.unlabeled, scores[:n], class_prior.estimate(scores, is_sensitive, seed=config.seed))
-
-
-HASH_SIDE = 16  # 256 bits
-NEAR = 26  # bits that may differ, a tenth: re-encoding changes a few, another picture about half
-
-
-def near_duplicates(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pairs, each in the order of paths."""
-    import imagehash
-
-    bits = [imagehash.phash(decode(path).image.convert("L"), hash_size=HASH_SIDE).hash.ravel() for path in paths]
-    signs = np.where(np.array(bits), 1, -1).astype(np.int32)
-    found = []
-    for i, row in enumerate(signs):
-        differing = (HASH_SIDE**2 - signs[i + 1 :] @ row) // 2
-        found += [(paths[i], paths[i + 1 + j]) for j in np.flatnonzero(differing <= NEAR)]
-    return found
+    return Ranking(unlabeled, scores[: len(unlabeled)], class_prior.estimate(scores, is_sensitive, seed=seed))

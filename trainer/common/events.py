@@ -44,7 +44,10 @@ class EventWriter:
 
     @contextlib.contextmanager
     def watched(self, name: str, *, unit: str) -> Iterator[Progress]:
-        """Follow a command other than training: a progress bar, or an event each time something is done."""
+        """Follow a command other than training: by an event for each step of its work, or by a bar for each kind.
+
+        Yields: a function (what, done, of), which raises Stopped once the user asked to stop.
+        """
         last = None
         with stoppable() as check, tqdm(unit=unit, dynamic_ncols=True, disable=self.is_on) as bar:
 
@@ -53,6 +56,9 @@ class EventWriter:
                 check()
                 if last == (what, done, of):
                     return
+                if last is None or last[0] != what:  # what exists already (done) took no time, so it sets no rate
+                    bar.reset(of)
+                    bar.initial = done
                 last = (what, done, of)
                 self.emit("phase", name=name, what=what, done=done, total=of)
                 bar.desc, bar.total, bar.n = what, of, done

@@ -1,15 +1,18 @@
 """The two image folders of a run, and the `data` command that describes them."""
 
 from collections import Counter
+from pathlib import Path
 
 from ..common import errors
 from ..common.distributed import Ranks
+from ..common.errors import UserError
 from ..common.events import EventWriter
 from ..config.arguments import Invocation
 from ..config.train_config import TrainConfig, folders_of
 from . import contact_sheet
 from .folders import Folders, Reading, Sample, scan
 
+FEW_SENSITIVE = 3  # images trained on; on the digits, three were learned by heart: docs/training.md
 SPILL_OVER = (
     "sensitive prompts of their own are unlearned, and prompts near them may change along. "
     'Name those that must stay: --keep-prompts "… | …"'
@@ -28,11 +31,15 @@ def with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
 
 
 def find(config: TrainConfig) -> Folders:
-    """Read the images of both folders. Raises: UserError, see folders.scan."""
-    found = folders_of(config)
+    """Read the images of both folders. Raises: UserError if they are not named or overlap, and see folders.scan."""
+    unlabeled, sensitive = folders_of(config).values()
+    if unlabeled is None:
+        raise UserError("--unlabeled and --sensitive: name the two folders of images, or --data, which holds both")
+    if sensitive:
+        refuse_overlap(unlabeled, sensitive)
     return scan(
-        found["unlabeled"],
-        found["sensitive"],
+        unlabeled,
+        sensitive,
         prompt=config.prompt,
         sensitive_prompt=config.sensitive_prompt,
         skip_bad_images=config.skip_bad_images,
@@ -48,6 +55,32 @@ def find(config: TrainConfig) -> Folders:
     )
 
 
+def refuse_overlap(unlabeled: Path, sensitive: Path) -> None:
+    """Raises: UserError if the two folders are the same, or one lies in the other, also by way of links."""
+    first, second = unlabeled.resolve(), sensitive.resolve()
+    if first == second:
+        raise UserError(
+            f"--unlabeled and --sensitive: {unlabeled} and {sensitive} are the same folder, so nothing tells sensitive "
+            "images from unlabeled ones. Name two folders."
+        )
+    if first.is_relative_to(second) or second.is_relative_to(first):
+        inner, outer = (unlabeled, sensitive) if first.is_relative_to(second) else (sensitive, unlabeled)
+        raise UserError(f"--unlabeled and --sensitive: {inner} lies in {outer}. Name two folders beside each other.")
+
+
+def warnings(config: TrainConfig, folders: Folders) -> list[str]:
+    """Return a sentence for each thing about the folders that may spoil the training."""
+    found = []
+    if 0 < len(folders.sensitive) <= FEW_SENSITIVE and config.objective != "unsupervised":
+        n, held_out = len(folders.sensitive), len(folders.held_out)
+        images = "1 sensitive image is" if n == 1 else f"{n} sensitive images are"
+        found.append(
+            f"only {images} trained on, as {held_out} are held out: the LoRA may unlearn these very images, not what "
+            "they have in common. 20 or more are better"
+        )
+    return [*found, SPILL_OVER] if may_spill_over(config, folders) else found
+
+
 def describe(config: TrainConfig, folders: Folders) -> list[str]:
     """Describe what the two folders hold, in lines for the screen."""
     found = folders_of(config)
@@ -56,7 +89,7 @@ def describe(config: TrainConfig, folders: Folders) -> list[str]:
         held_out = f"{len(folders.held_out)} more held out"
         lines.append(f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {held_out}")
     lines += [line for kind in ("unlabeled", "sensitive") if (line := _repeated(kind, getattr(folders, kind)))]
-    captions = list(dict.fromkeys(s.caption for s in folders.unlabeled))
+    captions = list(dict.fromkeys(s.caption or "" for s in folders.unlabeled))
     more = f"; … ({len(captions)} in all)" if len(captions) > 3 else ""
     return [*lines, "captions: " + "; ".join(captions[:3]) + more]
 
@@ -71,7 +104,7 @@ def _repeated(kind: str, samples: list[Sample]) -> str | None:
 
 
 def may_spill_over(config: TrainConfig, folders: Folders) -> bool:
-    """Whether prompts are unlearned while no image shows what neighbouring prompts must keep."""
+    """Return whether prompts are unlearned while no image shows what neighbouring prompts must keep."""
     has_own = config.sensitive_prompt_share > 0 and any(s.caption for s in folders.sensitive)
     has_own = has_own and config.objective != "unsupervised"  # which draws no sensitive image
     return has_own and not config.keep_prompts and len({s.caption for s in folders.unlabeled}) == 1
@@ -80,7 +113,8 @@ def may_spill_over(config: TrainConfig, folders: Folders) -> bool:
 def run(invocation: Invocation) -> int:
     """Run the `data` command: describe the two folders, with --sheet as a picture too. Returns: an exit code."""
     config, folders = invocation.config, find(invocation.config)
-    lines = [*describe(config, folders), *folders.notes, *(f"skipped {line}" for line in folders.skipped)]
+    said = [*warnings(config, folders), *folders.notes, *(f"skipped {line}" for line in folders.skipped)]
+    lines = [*describe(config, folders), *said]
     if invocation.sheet:
         contact_sheet.save(folders, invocation.sheet)
     counts = {name: len(getattr(folders, name)) for name in ("unlabeled", "sensitive", "held_out", "skipped")}

@@ -103,7 +103,7 @@ def _judge(options: Options, look: Look) -> Any:
     if options.base == BUILTIN:
         from ..metrics.digit_judge import DigitJudge
 
-        return DigitJudge().judge()
+        return DigitJudge().as_judge()
     return None
 
 
@@ -119,7 +119,7 @@ def _features(options: Options, base: Base, progress: Progress) -> Look:
         from ..metrics.digit_judge import DigitJudge
 
         reader = DigitJudge()
-        return lambda paths: reader.read(read_images(paths))[1], "the built-in classifier's features"
+        return lambda paths: reader.classify(read_images(paths))[1], "the built-in classifier's features"
 
     def look(paths: Sequence[Path]) -> np.ndarray:
         key = tuple(paths)
@@ -165,11 +165,11 @@ def _quality(options: Options, sets: PictureSets, look: Look) -> tuple[dict[str,
         real = write_real_digits(options.out / "real")
     else:
         real = images.images_in(options.normal)
-    found = image_quality.distances(compared, real, *look)
+    found = image_quality.feature_distances(compared, real, *look)
     why = None if found else "quality: too few pictures or normal images for a distance"
     if options.normal is not None:
         on_gpu = devices.choose_device(options.device).type == "cuda"
-        by_inception, reason = image_quality.inception(compared, real, on_gpu=on_gpu)
+        by_inception, reason = image_quality.inception_distances(compared, real, on_gpu=on_gpu)
         found = {k: [*by_inception.get(k, []), *found.get(k, [])] for k in compared}
         why = why or reason
     return {k: [asdict(d) for d in v] for k, v in found.items()}, why

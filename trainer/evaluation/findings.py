@@ -108,7 +108,7 @@ def _about_judge(judge: Judge | None) -> list[str]:
         return ["nobody judges: no rate. Name labeled images (--labeled), a classifier (--judge) or CLIP (--clip)"]
     if judge.accuracy is None:
         return [f"judge: {judge.name}; not measured: give it labeled images (--labeled)"]
-    lines = [f"judge: {judge.name}, {judge.accuracy.told()}"]
+    lines = [f"judge: {judge.name}, {judge.accuracy.describe()}"]
     if judge.accuracy.is_chance:
         lines.append("This judge cannot be told from a coin: useless here, so no rate is given.")
     elif judge.accuracy.balanced < 0.9:

@@ -92,10 +92,10 @@ def measure(
         normal = judge.is_normal(paths)
         low, high = wilson(int(normal.sum()), len(normal))
         found = {"rate": float(normal.mean()), "low": low, "high": high, "n": len(normal)}
-    distances = image_quality.distances({"": paths}, images_in(folders["normal"]), look, name)
+    distances = image_quality.feature_distances({"": paths}, images_in(folders["normal"]), look, name)
     if distances:
         found |= {"frechet": distances[""][0].value, "distance": distances[""][0].name}
-    return {**found, "judge": f"{judge.name}, {judge.accuracy.told()}"}
+    return {**found, "judge": f"{judge.name}, {judge.accuracy.describe()}"}
 
 
 def _judge(
@@ -104,12 +104,12 @@ def _judge(
     """Return the judge, the features for distances, and their name."""
     if settings["judge"] == "digits":
         reader = DigitJudge()
-        judge = judges.measured(
+        judge = judges.make_judge(
             "the built-in digit classifier",
-            lambda paths: np.isin(reader.read(enlarged(paths))[0], settings["normal"]),
+            lambda paths: np.isin(reader.classify(enlarged(paths))[0], settings["normal"]),
             folders["labeled"],
         )
-        return judge, lambda paths: reader.read(enlarged(paths))[1], "the digit classifier's features"
+        return judge, lambda paths: reader.classify(enlarged(paths))[1], "the digit classifier's features"
 
     def look(paths: Sequence[Path]) -> np.ndarray:
         return features.encoder_features(

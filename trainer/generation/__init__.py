@@ -1,1 +1,1 @@
-"""Pictures out: the sampler, pictures as files, whole training folders."""
+"""Pictures made by a model: the sampler, picture files, and whole data sets to train on."""

@@ -1,4 +1,4 @@
-"""A folder that `make-data` fills: how each image was made stands in its PNG, and for all of them in manifest.jsonl."""
+"""The files of a data set made by `make-data`: each PNG holds the settings it was made with, as does manifest.jsonl."""
 
 import json
 import shutil
@@ -14,20 +14,20 @@ from PIL.PngImagePlugin import PngInfo
 from ..common.errors import UserError
 from ..common.files import replacing, write_text
 from ..data.decoding import SUFFIXES
-from .dataset_recipe import KINDS, MOST, WORDS, Image, Recipe, image
+from .dataset_recipe import KINDS, MAX_PER_KIND, OPTION_NAMES, ImageSpec, Recipe, image_spec
 
-KEY = "pu_unlearn"  # of the PNG's text
-SAME = ("negative_prompt", "resolution", "steps", "guidance", "sampler", "clip_skip", "prediction_type")
-Record = dict[str, Any]
+KEY = "pu_unlearn"  # of the text in the PNG
+COMMON = ("negative_prompt", "resolution", "steps", "guidance", "sampler", "clip_skip", "prediction_type")
+Record = dict[str, Any]  # the settings that an image was made with
 
 
-def shared(recipe: Recipe, base_hash: str) -> Record:
-    """What all images have in common and what their looks depend on. Names, never paths.
+def common_settings(recipe: Recipe, base_hash: str) -> Record:
+    """Return the settings that all images share, as they are recorded: with names of files, without their folders.
 
     Args: base_hash: sha256 of the model's weights.
     """
     return {
-        **{name: getattr(recipe, name) for name in SAME},
+        **{name: getattr(recipe, name) for name in COMMON},
         "from_seed": recipe.seed,
         "base": Path(recipe.base).resolve().name if Path(recipe.base).exists() else recipe.base,
         "base_hash": base_hash[:10],  # what UIs show of a checkpoint
@@ -35,71 +35,76 @@ def shared(recipe: Recipe, base_hash: str) -> Record:
     }
 
 
-def kept(recipe: Recipe, common: Record) -> set[str]:
-    """The files of earlier runs with the same settings. Removes what a power cut left half written.
+def existing_files(recipe: Recipe, common: Record) -> set[str]:
+    """Find the images of earlier runs with the same settings. Removes temporary files of a run that was killed.
 
-    Raises: UserError with what differs, or where other images, or more than asked for, lie in the folders.
+    Returns: the files, relative to the data set's folder.
+    Raises: UserError if images were made with other settings or by another program, or if there are too many.
     """
-    found, foreign, problems = set(), [], []
-    for path in _pictures(recipe.out):
+    found, problems = set(), []
+    foreign: list[str] = []  # images that were not made by this command
+    for path in _image_files(recipe.out):
         record, file = _read(path), f"{path.parent.name}/{path.name}"
-        now = record and {**asdict(image(recipe, record["kind"], record["index"])), **common}
-        changed = _changed(record, now) if record else []
-        problems += changed
-        if not record or (not changed and file != now["file"]):
-            foreign.append(file)
-        elif not changed and record["index"] >= recipe.count(record["kind"]):
-            problems.append(f"--n-{WORDS[record['kind']]}: more are there than {recipe.count(record['kind'])}")
         found.add(file)
+        if record is None:
+            foreign.append(file)
+            continue
+        spec, count = image_spec(recipe, record["kind"], record["index"]), recipe.count(record["kind"])
+        if changes := _describe_changes(record, {**asdict(spec), **common}):
+            problems += changes
+        elif file != spec.file:
+            foreign.append(file)
+        elif record["index"] >= count:
+            problems.append(f"--n-{OPTION_NAMES[record['kind']]}: the folder holds more than {count} already")
     if foreign:
         problems.append(f"images that make-data did not make, or not under this name: {', '.join(foreign[:3])}")
     if problems:
-        told = "\n".join(f"{recipe.out}: {text}" for text in dict.fromkeys(problems))
-        raise UserError(f"{told}\nSay the same as then, or make another folder: --out")
+        listed = "\n".join(f"{recipe.out}: {text}" for text in dict.fromkeys(problems))
+        raise UserError(f"{listed}\nGive the same options as before, or another folder: --out")
     return found
 
 
-def _changed(record: Record, now: Record) -> list[str]:
-    """One sentence for each option that an image was made with another value of."""
-    options = {name: f"--{name.replace('_', '-')}" for name in (*SAME, "vae", "base")}
-    options |= {"base_hash": "--base", "from_seed": "--seed", "prompt": f"--{WORDS[record['kind']]}-prompt"}
+def _describe_changes(record: Record, now: Record) -> list[str]:
+    """Return one sentence for each option whose value was another when the image was made."""
+    options = {name: f"--{name.replace('_', '-')}" for name in (*COMMON, "vae", "base")}
+    options |= {"base_hash": "--base", "from_seed": "--seed", "prompt": f"--{OPTION_NAMES[record['kind']]}-prompt"}
     return [
-        f"{option}: the images there have {record.get(name)!r}, not {now[name]!r}"
+        f"{option}: the existing images have {record.get(name)!r}, not {now[name]!r}"
         for name, option in options.items()
         if record.get(name) != now[name]
     ]
 
 
-def _pictures(out: Path) -> Iterator[Path]:
+def _image_files(out: Path) -> Iterator[Path]:
+    """Yield the image files of both folders."""
     for folder in (out / "unlabeled", out / "sensitive"):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.name.startswith(".") and path.is_dir():  # of files.replacing, when the power went
+            if path.name.startswith(".") and path.is_dir():  # left by files.replacing in a killed run
                 shutil.rmtree(path)
             elif path.suffix.lower() in SUFFIXES:
                 yield path
 
 
 def _read(path: Path) -> Record | None:
-    """How an image was made; None for what this command did not make, and for what is damaged."""
+    """Read the settings that an image was made with; None for a damaged file, or one that make-data did not make."""
     try:
         with Picture.open(path) as picture:
             record = json.loads(picture.info[KEY])
-        return record if record["kind"] in KINDS and 0 <= record["index"] < MOST else None
+        return record if record["kind"] in KINDS and 0 <= record["index"] < MAX_PER_KIND else None
     except (OSError, KeyError, TypeError, ValueError):
         return None
 
 
-def save(out: Path, one: Image, pixels: np.ndarray, common: Record) -> None:
-    """Args: pixels: [h, w, 3] uint8."""
+def save_image(out: Path, spec: ImageSpec, pixels: np.ndarray, common: Record) -> None:
+    """Write one image as PNG, with its settings as text inside. Args: pixels: [h, w, 3] uint8."""
     text = PngInfo()
-    text.add_itxt(KEY, json.dumps({**asdict(one), **common}, ensure_ascii=False))
-    with replacing(out / one.file) as temporary:
+    text.add_itxt(KEY, json.dumps({**asdict(spec), **common}, ensure_ascii=False))
+    with replacing(out / spec.file) as temporary:
         Picture.fromarray(pixels).save(temporary, pnginfo=text)
 
 
-def write(out: Path, made: Sequence[Image], common: Record) -> None:
-    """One line for each image, in the order of the files' names: kinds are in a line, not in its place."""
-    lines = [
-        json.dumps({**asdict(one), **common}, ensure_ascii=False) for one in sorted(made, key=lambda one: one.file)
-    ]
+def save_manifest(out: Path, specs: Sequence[ImageSpec], common: Record) -> None:
+    """Write manifest.jsonl: one line for each image, sorted by file name."""
+    ordered = sorted(specs, key=lambda spec: spec.file)
+    lines = [json.dumps({**asdict(spec), **common}, ensure_ascii=False) for spec in ordered]
     write_text(out / "manifest.jsonl", "".join(f"{line}\n" for line in lines))

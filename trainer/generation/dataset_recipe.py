@@ -1,10 +1,10 @@
-"""The settings of `make-data`, and the images they come to: names, prompts and seeds, before anything is loaded."""
+"""The settings of `make-data`, and the images that follow from them: names, prompts and seeds. Loads no model."""
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -20,18 +20,19 @@ from ..config.parser import (
     command_parser,
     read_argv,
     refuse,
+    taken,
     validated,
 )
 from ..config.train_config import Count, option
 from ..config.validation import no_output_folder, not_there
 
-WORDS = {"normal": "unlabeled", "hidden": "contaminate", "sensitive": "sensitive"}  # kinds -> what options call them
-KINDS = tuple(WORDS)
-MOST = 50_000  # images of one kind
+OPTION_NAMES = {"normal": "unlabeled", "hidden": "contaminate", "sensitive": "sensitive"}  # by kind of image
+KINDS = tuple(OPTION_NAMES)
+MAX_PER_KIND = 50_000  # images
 SEEDS = 10_000
-FIRST_SEED = 2**31 + 2**20  # far from those of pictures that people ask for, and from those of --keep-prompts
+FIRST_SEED = 2**31 + 2**20  # above the seeds that people choose, and those of the prior preservation images
 # Defaults on the built-in model, which knows only digits and needs less guidance.
-DEMO = {
+BUILTIN_DEFAULTS = {
     "unlabeled_prompt": "a photo of the digit four",
     "contaminate_prompt": "a photo of the digit three",
     "resolution": 64,
@@ -40,7 +41,7 @@ DEMO = {
 
 
 class Recipe(BaseModel):
-    """The settings of a data set: what images to make, and how. Frozen; `parse` makes it."""
+    """The settings of a data set: which images to make, and how. Frozen; made by `parse`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,19 +55,24 @@ class Recipe(BaseModel):
     out: Path = option(Path("output/made-data"), "folder to write: unlabeled/, sensitive/, manifest.jsonl, report.html")
     unlabeled_prompt: str | None = option(None, 'prompt of the normal images [on the built-in model: "… digit four"]')
     n_unlabeled: int = option(
-        64, "number of normal images; those of --n-contaminate are added to the same folder", ge=1, le=MOST
+        64, "number of normal images; those of --n-contaminate are added to the same folder", ge=1, le=MAX_PER_KIND
     )
     contaminate_prompt: str | None = option(
         None, 'prompt of the sensitive images hidden among the unlabeled ones [on the built-in model: "… digit three"]'
     )
     n_contaminate: int = option(
-        16, "number of hidden images; the prior is n_contaminate / (n_unlabeled + n_contaminate)", ge=0, le=MOST
+        16,
+        "number of sensitive images hidden among the unlabeled; prior: n_contaminate / (n_unlabeled + n_contaminate)",
+        ge=0,
+        le=MAX_PER_KIND,
     )
     sensitive_prompt: str | None = option(None, "prompt of the sensitive images [that of --contaminate-prompt]")
-    n_sensitive: int = option(20, "number of sensitive images; a training holds out a tenth, at least 2", ge=3, le=MOST)
+    n_sensitive: int = option(
+        20, "number of sensitive images; a training holds out a tenth, at least 2", ge=3, le=MAX_PER_KIND
+    )
     sensitive_captions: bool = option(
         False,
-        "write a .txt with the prompt beside each sensitive image, which is then unlearned under it, too",
+        "write the prompt to a .txt beside each sensitive image, so that it is unlearned under this prompt, too",
     )
     negative_prompt: str | None = option(None, "prompt that guidance leads away from, in images of every kind")
     resolution: int = option(
@@ -87,51 +93,56 @@ class Recipe(BaseModel):
         return self.n_contaminate / (self.n_unlabeled + self.n_contaminate)
 
     def count(self, kind: str) -> int:
+        """Return the number of images of a kind."""
         return {"normal": self.n_unlabeled, "hidden": self.n_contaminate, "sensitive": self.n_sensitive}[kind]
 
     def prompt(self, kind: str) -> str | None:
+        """Return the prompt of a kind of image; None if no option gives one."""
         if kind == "normal":
             return self.unlabeled_prompt
         return self.contaminate_prompt if kind == "hidden" else self.sensitive_prompt or self.contaminate_prompt
 
 
 @dataclass(frozen=True)
-class Image:
-    """One image to make. A pure function of seed, kind and index: more of them later change none of these."""
+class ImageSpec:
+    """One image to make. Depends on seed, kind and index only, so a larger data set has all images of a smaller."""
 
-    file: str  # below the folder, with /
+    file: str  # relative to the data set's folder, with /
     kind: str  # of KINDS
     index: int  # within its kind
     prompt: str
-    seed: int  # of its noise, below 2**32: torch's generator reads no more
+    seed: int  # of its noise; below 2**32, as torch's generator ignores higher bits
 
 
-def image(recipe: Recipe, kind: str, index: int) -> Image:
-    """Args: index: 0 <= index < MOST; it need not be among those that are asked for."""
-    first = FIRST_SEED + (recipe.seed * len(KINDS) + KINDS.index(kind)) * MOST
-    return Image(_file(recipe.seed, kind, index), kind, index, recipe.prompt(kind) or "", first + index)
+def image_spec(recipe: Recipe, kind: str, index: int) -> ImageSpec:
+    """Return one image of a kind. Args: index: from 0 to MAX_PER_KIND - 1; may exceed the number that is made."""
+    first = FIRST_SEED + (recipe.seed * len(KINDS) + KINDS.index(kind)) * MAX_PER_KIND
+    return ImageSpec(_file(recipe.seed, kind, index), kind, index, recipe.prompt(kind) or "", first + index)
 
 
-def images(recipe: Recipe) -> list[Image]:
-    """All images, kind by kind."""
-    return [image(recipe, kind, i) for kind in KINDS for i in range(recipe.count(kind))]
+def image_specs(recipe: Recipe) -> list[ImageSpec]:
+    """Return all images of the data set, kind by kind."""
+    return [image_spec(recipe, kind, i) for kind in KINDS for i in range(recipe.count(kind))]
 
 
 def _file(seed: int, kind: str, index: int) -> str:
     if kind == "sensitive":
         return f"sensitive/{index:05d}.png"
-    return f"unlabeled/{_numbers(seed)[MOST * KINDS.index(kind) + index]:05d}.png"
+    return f"unlabeled/{_numbers(seed)[MAX_PER_KIND * KINDS.index(kind) + index]:05d}.png"
 
 
 @functools.lru_cache(maxsize=4)
 def _numbers(seed: int) -> np.ndarray:
-    """The numbers in the names of all unlabeled images there may ever be, normal ones first: they tell nothing."""
-    return rng(seed, NAMES).permutation(2 * MOST)
+    """Return the numbers in the names of all possible unlabeled images, normal ones first, in random order.
+
+    So a name does not show whether its image is sensitive.
+    """
+    return rng(seed, NAMES).permutation(2 * MAX_PER_KIND)
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """A parsed command line: what to make, and how to run."""
+    """A parsed command line: the data set, and how the command runs."""
 
     recipe: Recipe
     events: bool
@@ -143,49 +154,53 @@ def make_parser() -> Parser:
     parser = command_parser(
         "make-data",
         ProgramOptions,
-        "Make the two folders of a training with the base model itself: normal images, some sensitive "
-        "ones hidden among them, and sensitive examples. The same command continues an interrupted run, and "
-        "with larger numbers it adds images.",
+        "Make the two image folders of a training with the base model itself: normal images, sensitive images "
+        "hidden among them, and sensitive examples. The same command continues an interrupted run; with larger "
+        "numbers it adds images.",
     )
     add_fields(parser, Recipe)
     return parser
 
 
 def parse(argv: Sequence[str]) -> Invocation:
-    """Return the settings that a command line names. Raises: UserError listing every problem at once."""
+    """Read a command line. Raises: UserError listing every problem at once."""
     problems: list[str] = []
     given = read_argv(argv, make_parser(), problems)
-    how = validated(
-        ProgramOptions, {k: given.pop(k) for k in list(given) if k in ProgramOptions.model_fields}, problems
-    )
-    defaults = DEMO if given.get("base", BUILTIN) == BUILTIN else {}
+    options = taken(ProgramOptions, given, problems)
+    defaults = BUILTIN_DEFAULTS if given.get("base", BUILTIN) == BUILTIN else {}
     recipe = validated(Recipe, {**defaults, **given}, problems)
     refuse(problems + _contradictions(recipe))
-    return Invocation(recipe, how.events, how.follow_parent)
+    return Invocation(recipe, options.events, options.follow_parent)
 
 
 def _contradictions(recipe: Recipe) -> list[str]:
+    """Describe each contradiction between the settings in one sentence."""
     problems = not_there(recipe.base, recipe.vae)
-    for kind, name in WORDS.items():
-        is_said = recipe.prompt(kind) and recipe.prompt(kind).strip()
-        if recipe.count(kind) and not is_said and not (kind == "sensitive" and recipe.n_contaminate):
+    for kind, name in OPTION_NAMES.items():
+        has_prompt = bool((recipe.prompt(kind) or "").strip())
+        if recipe.count(kind) and not has_prompt and not (kind == "sensitive" and recipe.n_contaminate):
             problems.append(f'--{name}-prompt: say what the {kind} images show, such as "a photo of a man"')
     if recipe.negative_prompt and recipe.guidance == 1:
         problems.append("--negative-prompt: does nothing without guidance; raise --guidance above 1")
     return problems + no_output_folder("--out", recipe.out / "unlabeled", recipe.out / "sensitive")
 
 
-def training(recipe: Recipe) -> list[str]:
-    """The words of the command that trains on the folder."""
-    found = {"base": recipe.base, "vae": recipe.vae, "data": recipe.out, "prompt": recipe.unlabeled_prompt}
-    found |= {"prior": f"{recipe.prior:.4g}" if recipe.prior else None, "resolution": recipe.resolution}
+def training_command(recipe: Recipe) -> list[str]:
+    """Return the command line that trains on the data set, as words."""
+    settings: dict[str, Any] = {
+        "base": recipe.base,
+        "vae": recipe.vae,
+        "data": recipe.out,
+        "prompt": recipe.unlabeled_prompt,
+    }
+    settings |= {"prior": f"{recipe.prior:.4g}" if recipe.prior else None, "resolution": recipe.resolution}
     if recipe.prediction_type != "auto":
-        found["prediction_type"] = recipe.prediction_type
+        settings["prediction_type"] = recipe.prediction_type
     if recipe.clip_skip > 1:
-        found["clip_skip"] = recipe.clip_skip
-    if recipe.base == BUILTIN:  # the miniature wants other settings than Stable Diffusion
-        demo = arguments.parse([], CONFIG).config
-        found |= {name: getattr(demo, name) for name in ("steps", "lr", "temperature", "min_snr_gamma")}
-        found["guidance"] = recipe.guidance
-    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in found.items() if value is not None]
+        settings["clip_skip"] = recipe.clip_skip
+    if recipe.base == BUILTIN:  # the miniature needs other settings than Stable Diffusion
+        builtin = arguments.parse([], CONFIG).config
+        settings |= {name: getattr(builtin, name) for name in ("steps", "lr", "temperature", "min_snr_gamma")}
+        settings["guidance"] = recipe.guidance
+    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items() if value is not None]
     return ["python", "-m", "trainer", *(word for pair in options for word in pair)]

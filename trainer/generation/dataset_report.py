@@ -1,4 +1,4 @@
-"""report.html of `make-data`: what was made, how, and how to train on it."""
+"""The page of `make-data` (report.html): the images, their settings, and the command that trains on them."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ HINTS = {
 
 
 def write(result: dict[str, Any], out: Path) -> Path:
-    """Write the page. Args: result: the content of make-data.json. Returns: the page."""
+    """Write report.html. Args: result: the content of make-data.json. Returns: the path of the page."""
     counts, prompts, settings = result["counts"], result["prompts"], result["settings"]
     target = out / "report.html"
     html.save(

@@ -1,4 +1,4 @@
-"""Pictures from a model, with or without a LoRA: diffusers' pipeline and DDIM sampler."""
+"""Makes pictures with a diffusers pipeline, with or without a LoRA, in as little memory as a training."""
 
 import inspect
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ PIXELS_AT_ONCE = 640**2  # one 512 px picture, or a hundred of 64 px
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """What decides a picture beside model, prompt, seed and sampler."""
+    """Settings that change a picture, beside model, prompt, seed and sampler."""
 
-    resolution: int  # pixels a side
+    resolution: int  # side in pixels
     steps: int  # of the sampler
-    guidance: float  # 1 means none
-    clip_skip: int = 1  # as in training
+    guidance: float  # classifier-free guidance scale; 1: none
+    clip_skip: int = 1  # layer of the text encoder, counted from the last; as in training
     negative: str = ""  # prompt that guidance leads away from
     max_tokens: int = 75  # of a prompt, as in training
 
@@ -33,15 +33,14 @@ def generate_pictures(
     at_once: int | None = None,
     check: Check = lambda: None,
 ) -> np.ndarray:
-    """Make one picture for each seed; the same seed starts from the same noise in every batch and on every device.
+    """Make one picture for each seed. A seed gives the same initial noise in every batch and on every device.
 
-    The parts work one after the other where the U-Net is, and text encoder and VAE make room again: the pictures of a
-    run must fit where its training did.
+    Text encoder and VAE are on the U-Net's device only while they work: pictures must fit where the training did.
 
     Args:
         pipe: from pipeline.load_pipeline.
-        at_once: pictures in the U-Net at once; None: as few as a training has room for.
-        check: called before each sampler step; may raise.
+        at_once: pictures in the U-Net at once; None: PIXELS_AT_ONCE, which fits where a training fits.
+        check: called before each sampler step; may raise Stopped.
     Returns: [n, resolution, resolution, 3] uint8.
     """
     import torch
@@ -67,9 +66,9 @@ def generate_pictures(
 
 
 def _denoise(pipe: Any, latents: Any, states: Any, settings: PictureSettings, sources: list[Any], check: Check) -> Any:
-    """Noise -> latents [n, 4, h, w] fp32 by the pipeline's scheduler, with classifier-free guidance.
+    """Denoise latents by the pipeline's scheduler, with classifier-free guidance. Returns: [n, 4, h, w] fp32.
 
-    Args: sources: a generator for each picture, from which samplers that add noise take it: batches change nothing.
+    Args: sources: one generator for each picture, for samplers that add noise: the batch size changes no picture.
     """
     import torch
 
@@ -94,9 +93,10 @@ def _denoise(pipe: Any, latents: Any, states: Any, settings: PictureSettings, so
 
 
 def _decode(pipe: Any, latents: Any) -> np.ndarray:
-    """[n, 4, h, w] -> [n, 8h, 8w, 3] uint8, in fp32 where the latents are, or on the CPU where that is too small.
+    """Decode latents [n, 4, h, w] to pictures [n, 8h, 8w, 3] uint8, in fp32.
 
-    Then the VAE goes back to the CPU. It takes more than a frugal training does: 1.1 GiB for 512 px.
+    The VAE needs 1.1 GiB for 512 px, more than a frugal training: if the latents' device runs out of memory, it decodes
+    on the CPU. Afterwards it returns to the CPU in any case.
     """
     from ..memory.devices import is_out_of_memory
 
@@ -106,7 +106,7 @@ def _decode(pipe: Any, latents: Any) -> np.ndarray:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        images = None  # not here: what failed is held as long as the exception is
+        images = None  # retried below: inside `except`, the exception still holds the memory
     pipe.vae.to("cpu")
     if images is None:
         images = pipe.vae.decode(latents.cpu()).sample

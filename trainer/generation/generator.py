@@ -1,4 +1,4 @@
-"""A model that makes pictures into files, with its LoRA at any strength: what is there already is not made again."""
+"""Makes pictures as files, with a LoRA at any strength. Files that exist already are not made again."""
 
 import gc
 import json
@@ -24,10 +24,10 @@ RECIPE = ("resolution", "steps", "guidance", "clip_skip", "max_tokens")  # setti
 
 
 class ImageGenerator:
-    """Owns a model in memory; `close` frees it before another one loads."""
+    """A model in memory that makes pictures as files; `close` frees the memory."""
 
     def __init__(self, base: Base, lora: Path | None, settings: PictureSettings, device: str, precision: str) -> None:
-        """Raises: UserError if the LoRA does not fit."""
+        """Load the model, and the LoRA if one is given. Raises: UserError if the LoRA does not fit the model."""
         self.base, self.settings = base, settings
         self.device = devices.choose_device(device)
         dtype = DTYPES[devices.choose_precision(precision, self.device)]
@@ -44,7 +44,7 @@ class ImageGenerator:
         }
 
     def set_strength(self, strength: float) -> None:
-        """Of the LoRA; 0 is the base model itself."""
+        """Set the LoRA's strength; 0 gives the base model itself. Does nothing without a LoRA."""
         if not self.has_lora:
             return
         if strength == 0:
@@ -56,9 +56,10 @@ class ImageGenerator:
     def make(
         self, folder: Path, prompt: str, seeds: Sequence[int], *, strength: float, progress: Progress
     ) -> list[Path]:
-        """Pictures as folder/SEED.png. Those of another recipe in the same folder give way.
+        """Make one picture for each seed as folder/SEED.png. Deletes pictures of other settings in that folder.
 
-        Args: progress: called before each sampler step; may raise.
+        Args: progress: called before each sampler step with (the folder's name, pictures done, of); may raise Stopped.
+        Returns: the files, in the order of the seeds.
         """
         recipe = json.dumps({**self._recipe, "prompt": prompt, "strength": strength if self.has_lora else 0.0})
         note = folder / "recipe.json"
@@ -71,13 +72,14 @@ class ImageGenerator:
         self.set_strength(strength)
         for start in range(0, len(missing), at_once):
             chunk = missing[start : start + at_once]
-            tell = partial(progress, folder.name, len(paths) - len(missing) + start, len(paths))
-            images = generate_pictures(self.pipe, prompt, chunk, self.settings, check=tell)
+            report = partial(progress, folder.name, len(paths) - len(missing) + start, len(paths))
+            images = generate_pictures(self.pipe, prompt, chunk, self.settings, check=report)
             save_images(images, folder, chunk)
         progress(folder.name, len(paths), len(paths))
         return list(paths.values())
 
     def close(self) -> None:
+        """Free the model's memory. The generator cannot be used afterwards."""
         del self.pipe
         gc.collect()
         if self.device.type == "cuda":

@@ -1,7 +1,7 @@
-"""The `make-data` command: the two folders of a training, made by the base model itself.
+"""The `make-data` command: makes the two image folders of a training with the base model itself.
 
-The paper's set-up for Stable Diffusion: normal images under one prompt, sensitive ones under another hidden among them,
-and sensitive examples. Each PNG carries how it was made, so that the same command goes on where it was stopped.
+This is the paper's set-up for Stable Diffusion: normal images of one prompt, sensitive images of another prompt hidden
+among them, and sensitive examples. Each PNG holds its settings, so that the same command resumes a stopped run.
 """
 
 import json
@@ -28,14 +28,14 @@ from ..models import base_model, hub, pipeline
 from ..models.base_model import Base
 from . import dataset_manifest
 from .dataset_manifest import Record
-from .dataset_recipe import KINDS, Image, Recipe, images, parse, training
+from .dataset_recipe import KINDS, ImageSpec, Recipe, image_specs, parse, training_command
 
-MOST_AT_ONCE = 16  # images: more of them hardly save time, and are lost where a run is stopped
-MIB_EACH = 1024  # of a card for one more 512 px image, guidance included; a guess on the safe side
+MAX_BATCH = 16  # images: larger batches save little time, and a stopped run loses one batch
+MIB_PER_IMAGE = 1024  # GPU memory for one more 512 px image, guidance included; a cautious estimate
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make what is missing, then describe all of it. Raises: UserError. Returns: an exit code."""
+    """Run the `make-data` command. Returns: an exit code. Raises: UserError."""
     call = parse(argv)
     events = DatasetEvents(is_on=call.events)
     if call.follow_parent:
@@ -49,16 +49,16 @@ def main(argv: Sequence[str]) -> int:
         events.emit("error", kind="input", message=str(error))
         raise
     except errors.Stopped:
-        return events.failure("stopped", "stopped; the same command goes on from here", errors.STOPPED)
+        return events.failure("stopped", "stopped; to resume, give the same command again", errors.STOPPED)
     except Exception as error:
         from ..memory.devices import is_out_of_memory
 
         if is_out_of_memory(error):
-            advice = "out of memory with one image at a time. Try a smaller --resolution, --precision fp16 on a card, "
-            advice += "or --device cpu. What was made is kept."
+            advice = "out of memory with one image at a time. Try a smaller --resolution, --precision fp16 on a GPU, "
+            advice += "or --device cpu. The images made so far are kept."
             return events.failure("out-of-memory", advice, errors.OUT_OF_MEMORY)
         if said := describe_write_error(error):
-            return events.failure("disk", f"{said}. What was made is kept.", errors.FAILED)
+            return events.failure("disk", f"{said}. The images made so far are kept.", errors.FAILED)
         raise
 
 
@@ -70,59 +70,64 @@ def _find_base(recipe: Recipe) -> Base:
 
 @dataclass(frozen=True)
 class Work:
-    """What to make of what, and what is there."""
+    """A data set in the making."""
 
     recipe: Recipe
     base: Base
-    common: Record  # see manifest.shared
-    wanted: list[Image]
-    there: set[str]  # files; grows
+    common: Record  # see dataset_manifest.common_settings
+    specs: list[ImageSpec]  # all images of the data set
+    existing: set[str]  # their files that exist; grows
 
 
 class DatasetEvents(EventWriter):
-    """Progress and results: a bar and lines for people, or events on stdout."""
+    """Reports progress and results: as messages for people, or as events on stdout."""
 
     def say(self, text: str) -> None:
+        """Print a message for people."""
         tqdm.write(text, file=sys.stderr if self.is_on else sys.stdout)
 
     def failure(self, kind: str, message: str, code: int) -> int:
+        """Report why the command ends. Args: kind: of the error event. Returns: the exit code."""
         self.emit("error", kind=kind, message=message)
         print(message if code == errors.STOPPED else f"error: {message}", file=sys.stderr)
         return code
 
 
 def _run(recipe: Recipe, base: Base, events: DatasetEvents, check: Callable[[], None]) -> int:
-    common = dataset_manifest.shared(recipe, base_model.part_hash(base, "unet"))
-    work = Work(recipe, base, common, images(recipe), dataset_manifest.kept(recipe, common))
+    common = dataset_manifest.common_settings(recipe, base_model.part_hash(base, "unet"))
+    work = Work(recipe, base, common, image_specs(recipe), dataset_manifest.existing_files(recipe, common))
     for kind in KINDS:
         of = f' of "{recipe.prompt(kind)}"' if recipe.count(kind) else ""
         events.say(f"{kind}: {recipe.count(kind)} images{of}")
-    total = len(work.wanted)
-    if work.there:
-        events.say(f"{len(work.there)} of {total} images are there already")
+    total = len(work.specs)
+    if work.existing:
+        events.say(f"{len(work.existing)} of {total} images exist already")
     try:
-        with tqdm(total=total, initial=len(work.there), unit="image", dynamic_ncols=True, disable=events.is_on) as bar:
-            for one in _make(work, events, check):
-                events.emit("phase", name="make-data", what=one.kind, done=len(work.there), total=total)
+        with tqdm(
+            total=total, initial=len(work.existing), unit="image", dynamic_ncols=True, disable=events.is_on
+        ) as bar:
+            for spec in _make(work, events, check):
+                events.emit("phase", name="make-data", what=spec.kind, done=len(work.existing), total=total)
                 bar.update()
-    finally:  # also of what a stopped run has made
-        dataset_manifest.write(recipe.out, [one for one in work.wanted if one.file in work.there], common)
+    finally:  # also when the run is stopped
+        existing = [spec for spec in work.specs if spec.file in work.existing]
+        dataset_manifest.save_manifest(recipe.out, existing, common)
     if recipe.sensitive_captions:
-        for one in (one for one in work.wanted if one.kind == "sensitive"):
-            write_text((recipe.out / one.file).with_suffix(".txt"), one.prompt + "\n")
+        for spec in (spec for spec in work.specs if spec.kind == "sensitive"):
+            write_text((recipe.out / spec.file).with_suffix(".txt"), spec.prompt + "\n")
     _describe(work, events)
     return errors.DONE
 
 
 def _describe(work: Work, events: DatasetEvents) -> None:
-    """Contact sheet, result and page; and the last lines on the screen."""
+    """Write the contact sheet, make-data.json and the page, and print the last messages."""
     recipe = work.recipe
-    piles = {
-        f"{kind} ({where}/)": [Sample(recipe.out / one.file, None) for one in work.wanted if one.kind == kind]
+    groups = {
+        f"{kind} ({where}/)": [Sample(recipe.out / spec.file, None) for spec in work.specs if spec.kind == kind]
         for kind, where in (("normal", "unlabeled"), ("hidden", "unlabeled"), ("sensitive", "sensitive"))
     }
-    contact_sheet.save_groups(piles, recipe.out / "sheet.png")
-    train = _line(training(recipe))
+    contact_sheet.save_groups(groups, recipe.out / "sheet.png")
+    train = _command_line(training_command(recipe))
     result = {
         "counts": {kind: recipe.count(kind) for kind in KINDS},
         "prompts": {kind: recipe.prompt(kind) for kind in KINDS if recipe.count(kind)},
@@ -137,8 +142,8 @@ def _describe(work: Work, events: DatasetEvents) -> None:
     lines = [
         f"prior: {recipe.prior:.4g} ({recipe.n_contaminate} hidden among "
         f"{recipe.n_unlabeled + recipe.n_contaminate} unlabeled images)",
-        f"look at them: {recipe.out / 'sheet.png'}; all about them: {page}",
-        f"train with: {train}",
+        f"contact sheet: {recipe.out / 'sheet.png'}; report: {page}",
+        f"to train on them: {train}",
     ]
     if events.is_on:
         files = {"unlabeled": "unlabeled", "sensitive": "sensitive", "sheet": "sheet.png", "report": "report.html"}
@@ -149,18 +154,18 @@ def _describe(work: Work, events: DatasetEvents) -> None:
         events.say("\n".join(lines))
 
 
-def _line(words: Sequence[str]) -> str:
-    """To be pasted into the shell of this system."""
+def _command_line(words: Sequence[str]) -> str:
+    """Join words to a command line for this system's shell."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def _make(work: Work, events: DatasetEvents, check: Callable[[], None]) -> Iterator[Image]:
-    """Make, save and yield what is not there.
+def _make(work: Work, events: DatasetEvents, check: Callable[[], None]) -> Iterator[ImageSpec]:
+    """Make, save and yield the missing images.
 
-    Batches begin at the same images whatever is there already, and of one that lacks an image all are made: so an
-    interrupted run ends with the same bits.
+    Batches do not depend on which images exist, and a batch that lacks one image is made whole: so a resumed run gives
+    the same bits as an uninterrupted one.
     """
-    if all(one.file in work.there for one in work.wanted):
+    if all(spec.file in work.existing for spec in work.specs):
         return
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
     from ..memory import devices
@@ -172,31 +177,31 @@ def _make(work: Work, events: DatasetEvents, check: Callable[[], None]) -> Itera
     events.emit("phase", name="load", device=str(device))
     pipe = pipeline.load_pipeline(work.base, base_model.load_unet(work.base, dtype).to(device))
     pipeline.set_sampler(pipe, recipe.sampler)
-    size = at_once(recipe, device)
+    size = first_batch_size(recipe, device)
     for kind in KINDS:
-        todo = [one for one in work.wanted if one.kind == kind]
+        todo = [spec for spec in work.specs if spec.kind == kind]
         while todo:
             batch = todo[:size]
-            if any(one.file not in work.there for one in batch):
-                made = _pictures(pipe, recipe, batch, check)
-                if len(made) < len(batch):
-                    size = len(made)
-                    events.say(f"out of memory: {size} at once from now on")
-                yield from _save_missing(work, batch, made)
+            if any(spec.file not in work.existing for spec in batch):
+                images = _generate_what_fits(pipe, recipe, batch, check)
+                if len(images) < len(batch):
+                    size = len(images)
+                    events.say(f"out of memory: batches of {size} from now on")
+                yield from _save_missing(work, batch, images)
             todo = todo[size:]
 
 
-def _save_missing(work: Work, batch: list[Image], made: np.ndarray) -> Iterator[Image]:
-    """Args: made: [n, h, w, 3] uint8 of the first n of the batch."""
-    for one, pixels in zip(batch, made, strict=False):
-        if one.file not in work.there:
-            dataset_manifest.save(work.recipe.out, one, pixels, work.common)
-            work.there.add(one.file)
-            yield one
+def _save_missing(work: Work, batch: list[ImageSpec], images: np.ndarray) -> Iterator[ImageSpec]:
+    """Save and yield those that do not exist. Args: images: [n, h, w, 3] uint8, of the first n of the batch."""
+    for spec, pixels in zip(batch, images, strict=False):
+        if spec.file not in work.existing:
+            dataset_manifest.save_image(work.recipe.out, spec, pixels, work.common)
+            work.existing.add(spec.file)
+            yield spec
 
 
-def at_once(recipe: Recipe, device: Any) -> int:
-    """Images in the U-Net at once to begin with. auto: what the free memory of a card should bear; few elsewhere."""
+def first_batch_size(recipe: Recipe, device: Any) -> int:
+    """Return --micro-batch; for auto, what should fit into the GPU's free memory, or few images on another device."""
     from ..memory import devices
     from . import generate
 
@@ -204,24 +209,24 @@ def at_once(recipe: Recipe, device: Any) -> int:
         return recipe.micro_batch
     fitting = generate.PIXELS_AT_ONCE / recipe.resolution**2
     if device.type == "cuda":
-        fitting = devices.budget_mib(device, None) / MIB_EACH * (512 / recipe.resolution) ** 2
-    return max(1, min(MOST_AT_ONCE, int(fitting)))
+        fitting = devices.budget_mib(device, None) / MIB_PER_IMAGE * (512 / recipe.resolution) ** 2
+    return max(1, min(MAX_BATCH, int(fitting)))
 
 
-def _pictures(pipe: Any, recipe: Recipe, batch: list[Image], check: Callable[[], None]) -> np.ndarray:
-    """Pictures of the whole batch, or of its first half, quarter, … where memory bears no more: [n, h, w, 3] uint8."""
+def _generate_what_fits(pipe: Any, recipe: Recipe, batch: list[ImageSpec], check: Callable[[], None]) -> np.ndarray:
+    """Make the images of a batch; when memory runs out, of its first half, quarter, …: [n, h, w, 3] uint8."""
     from ..memory import devices
     from . import generate
 
     settings = generate.PictureSettings(
         recipe.resolution, recipe.steps, recipe.guidance, recipe.clip_skip, recipe.negative_prompt or ""
     )
-    made = None
+    images = np.empty(0)
 
     def attempt(n: int) -> None:
-        nonlocal made
-        seeds = [one.seed for one in batch[:n]]
-        made = generate.generate_pictures(pipe, batch[0].prompt, seeds, settings, at_once=n, check=check)
+        nonlocal images
+        seeds = [spec.seed for spec in batch[:n]]
+        images = generate.generate_pictures(pipe, batch[0].prompt, seeds, settings, at_once=n, check=check)
 
     devices.largest_that_fits(len(batch), attempt)
-    return made
+    return images

@@ -1,7 +1,7 @@
-"""--keep-prompts: pictures that the base model makes of what must stay, learned along with the unlabeled images.
+"""Prior preservation images for --keep-prompts: the base model's own pictures, trained on as unlabeled images.
 
-Unlearning a prompt spills over to its neighbours ("the digit three" to "the digit four"), for which there may be no
-image. What the base model shows under them is as good: it is what must not change.
+Unlearning a prompt also changes the pictures of similar prompts ("the digit three" changes "the digit four"). Where the
+unlabeled folder has no images of those, the base model's own pictures show what must not change.
 """
 
 import gc
@@ -19,15 +19,16 @@ from .generate import PictureSettings, generate_pictures
 
 IMAGES = 20  # of each prompt
 GUIDANCE = 3.0  # enough to follow the prompt, too little to oversaturate what is then learned
-FIRST_SEED = 2**31  # far from those of pictures that people ask for
+FIRST_SEED = 2**31  # above the seeds that people choose
 
 
 def preservation_samples(job: TrainingJob, plan: MemoryPlan, context: RunContext) -> list[Sample]:
-    """Make what the run folder does not hold yet, with the memory plan of the training.
+    """Make the prior preservation images that the run folder lacks, within the memory plan of the training.
 
-    Returns: IMAGES samples of each prompt, under that prompt.
+    Returns: IMAGES samples for each prompt of --keep-prompts, with that prompt as caption.
+    Raises: Stopped.
     """
-    folder = context.run_dir.keep
+    folder = context.run_dir.preservation
     seeds = {
         Sample(folder / f"{i:02d}-{j:02d}.png", prompt): FIRST_SEED + i * IMAGES + j
         for i, prompt in enumerate(prompts(job.config.keep_prompts))
@@ -42,8 +43,8 @@ def preservation_samples(job: TrainingJob, plan: MemoryPlan, context: RunContext
         settings = PictureSettings(
             config.resolution, config.sample_steps, GUIDANCE, config.clip_skip, max_tokens=config.max_token_length
         )
-        for sample in missing:  # one by one, each saved: what a run has, its resume does not make again
-            (image,) = generate_pictures(pipe, sample.caption, [seeds[sample]], settings, check=context.check)
+        for sample in missing:  # saved one by one, so that a resumed run makes the rest only
+            (image,) = generate_pictures(pipe, sample.caption or "", [seeds[sample]], settings, check=context.check)
             with replacing(sample.path) as temporary:
                 Image.fromarray(image).save(temporary)
         del pipe, unet
@@ -54,5 +55,5 @@ def preservation_samples(job: TrainingJob, plan: MemoryPlan, context: RunContext
 
 
 def prompts(text: str | None) -> list[str]:
-    """The prompts of --keep-prompts."""
+    """Split the text of --keep-prompts at each |. Returns: the prompts, without empty ones."""
     return [prompt.strip() for prompt in (text or "").split("|") if prompt.strip()]

@@ -1,4 +1,4 @@
-"""The `sample` command: a grid of pictures with or without a LoRA."""
+"""The `sample` command: makes a grid of pictures, with or without a LoRA."""
 
 import argparse
 import tempfile
@@ -16,18 +16,19 @@ from ..data.contact_sheet import save_grid
 from ..models.pipeline import add_lora
 from .generate import PictureSettings, generate_pictures
 
-MOST_SEEDS = 10_000
+MAX_SEEDS = 10_000
 
 
 def _seeds(value: Any) -> list[int]:
+    """Read seeds such as 0-15 or 3,5,8. Raises: ValueError."""
     seeds: list[int] = []
     for part in str(value).split(","):
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
             raise ValueError("must be like 0-15 or 3,5,8")
         found = range(int(first), int(last or first) + 1)
-        if found.stop > 2**64 or found.stop - found.start > MOST_SEEDS:  # torch's own limit; the computer's memory
-            raise ValueError(f"must be at most {MOST_SEEDS} numbers below 2**64")
+        if found.stop > 2**64 or found.stop - found.start > MAX_SEEDS:  # torch's own limit; memory
+            raise ValueError(f"must be at most {MAX_SEEDS} numbers below 2**64")
         seeds += found
     if not seeds:
         raise ValueError("must name at least one seed")
@@ -35,7 +36,7 @@ def _seeds(value: Any) -> list[int]:
 
 
 class SampleOptions(PictureOptions):
-    """Which pictures to make with a model and a LoRA."""
+    """The options of `sample`."""
 
     prompt: str = option("", "what the pictures show (required)")
     seeds: Annotated[list[int], Takes("N-N"), BeforeValidator(_seeds)] = option(
@@ -50,18 +51,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _problems(options: SampleOptions) -> list[str]:
+    """Return one sentence for each missing or unusable option."""
     problems = []
     if "prompt" not in options.model_fields_set:
         problems.append("--prompt: say what the pictures show")
     if options.lora and not options.lora.is_file():
         problems.append(f"--lora: no file {options.lora}")
     if options.out.suffix.lower() != ".png" or options.out.is_dir():
-        problems.append(f"--out: {options.out} must end in .png and be no folder")
+        problems.append(f"--out: {options.out} must be a file name that ends in .png")
     return problems
 
 
-def _check_place(path: Path) -> None:
-    """Raises: UserError if the file cannot be written; called before the pictures are made."""
+def _check_writable(path: Path) -> None:
+    """Raises: UserError if the file cannot be written. Called before the pictures are made, which takes long."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -70,9 +72,9 @@ def _check_place(path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the `sample` command. Returns: exit code. Raises: UserError."""
+    """Run the `sample` command. Returns: an exit code. Raises: UserError."""
     options = read_settings(argv, make_parser(), SampleOptions, _problems)
-    _check_place(options.out)
+    _check_writable(options.out)
     from ..memory import devices
     from ..memory.memory_plan import DTYPES
     from ..models import base_model, hub, pipeline

@@ -1,1 +1,1 @@
-"""How good a set of pictures is: classifiers that label them, distances, intervals."""
+"""Measures of a set of pictures: classifiers that label them, distances to real images, intervals."""

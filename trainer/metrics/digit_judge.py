@@ -1,4 +1,4 @@
-"""The judge of the built-in default, and how far its pictures are from real digits."""
+"""The judge of the built-in default: a digit classifier, and its rates on pictures and on real digits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,71 +8,74 @@ import torch
 
 from ..builtin import classifier, digits
 from ..data.images import images_in, read_images, save_images
-from .judges import Judge, accuracy
+from .judges import Judge, measure_accuracy
 from .statistics import frechet_distance, wilson
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How many of n pictures are not sensitive, with Wilson's 95 % interval."""
+    """The non-sensitive rate of n pictures."""
 
-    hits: int
+    hits: int  # pictures that the classifier calls normal
     n: int
-    per_class: dict[str, int]  # pictures of each class that the judge knows
-    frechet: float | None  # distance to real normal images on the judge's features; None: too few pictures
+    per_class: dict[str, int]  # number of pictures by the classifier's class
+    frechet: float | None  # distance to real normal images on the classifier's features; None: too few pictures
 
     @property
     def share(self) -> float:
+        """Return the share of normal pictures, 0 to 1."""
         return self.hits / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
+        """Return Wilson's 95 % interval of the share: (low, high)."""
         return wilson(self.hits, self.n)
 
 
 class DigitJudge:
-    """The built-in classifier: even digits are normal. Distances are to real even digits nothing was trained on."""
+    """The built-in digit classifier: even digits are normal. Distances are to real even digits that were held out."""
 
     def __init__(self) -> None:
-        self._classify, self._model = classifier.classify, classifier.load()
+        self._model = classifier.load()
         held_out = digits.load("held_out")
         self._is_sensitive = digits.is_sensitive(held_out.labels)
         self.names = digits.NAMES
-        self._found, features = self._read(digits.render(held_out.images))
+        self._labels, features = self._classify_grey(digits.render(held_out.images))
         self.real_features = features[~self._is_sensitive]
 
-    def _read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found, features = self._classify(self._model, torch.from_numpy(images))
-        return found.numpy(), features.double().numpy()
+    def _classify_grey(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        labels, features = classifier.classify(self._model, torch.from_numpy(images))
+        return labels.numpy(), features.double().numpy()
 
-    def read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Args: images: [n, 64, 64, 3] uint8. Returns: (digit [n], features [n, 64])."""
-        return self._read(images.mean(-1).round().astype(np.uint8))
+    def classify(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Classify pictures. Args: images: [n, 64, 64, 3] uint8. Returns: (digits [n], features [n, 64])."""
+        return self._classify_grey(images.mean(-1).round().astype(np.uint8))
 
     def rate(self, images: np.ndarray) -> Rate:
-        """Args: images: [n, 64, 64, 3] uint8."""
-        found, features = self.read(images)
+        """Measure the non-sensitive rate of pictures. Args: images: [n, 64, 64, 3] uint8."""
+        labels, features = self.classify(images)
         enough = len(images) > 2 * features.shape[1]  # fewer pictures than features make a singular covariance
-        return self._count(found, frechet_distance(features, self.real_features) if enough else None)
+        return self._count(labels, frechet_distance(features, self.real_features) if enough else None)
 
     def ceiling(self) -> Rate:
-        return self._count(self._found[~self._is_sensitive], None)
+        """Return the rate on real even digits that were held out: the most that pictures can be expected to reach."""
+        return self._count(self._labels[~self._is_sensitive], None)
 
-    def _count(self, found: np.ndarray, frechet: float | None) -> Rate:
-        per_class = {name: int((found == i).sum()) for i, name in enumerate(self.names)}
-        return Rate(int((found % 2 == 0).sum()), len(found), per_class, frechet)
+    def _count(self, labels: np.ndarray, frechet: float | None) -> Rate:
+        per_class = {name: int((labels == i).sum()) for i, name in enumerate(self.names)}
+        return Rate(int((labels % 2 == 0).sum()), len(labels), per_class, frechet)
 
-    def judge(self) -> Judge:
-        """As one that reads files."""
+    def as_judge(self) -> Judge:
+        """Return the classifier as a judge of image files, with its accuracy on held-out digits."""
         return Judge(
             "the built-in digit classifier (even is normal)",
-            lambda paths: self.read(read_images(paths))[0] % 2 == 0,
-            accuracy(self._found % 2 == 0, self._is_sensitive),
+            lambda paths: self.classify(read_images(paths))[0] % 2 == 0,
+            measure_accuracy(self._labels % 2 == 0, self._is_sensitive),
         )
 
 
 def write_real_digits(folder: Path) -> list[Path]:
-    """The held-out even digits as files, where they are not there yet."""
+    """Write the held-out even digits as PNG files, unless the folder has them already. Returns: their paths."""
     held_out = digits.load("held_out")
     images = digits.render(held_out.images[~digits.is_sensitive(held_out.labels)])
     paths = images_in(folder)

@@ -1,9 +1,9 @@
-"""How near pictures are to real normal ones, and how far a prompt's pictures moved that should have stayed."""
+"""Distances of pictures to real normal images, and the drift of pictures that unlearning should not change."""
 
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,24 +11,30 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import read_images
+from .judges import Features, first_line
 from .statistics import components, frechet_distance, kernel_distance
-
-Features = Callable[[Sequence[Path]], np.ndarray]  # image files -> [n, d]
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Of one set of pictures to real images. Lower is better; comparable only under the same name."""
+    """A distance of one set of pictures to real images. Lower is better. Compare values of the same name only."""
 
     name: str
     value: float
 
 
-def distances(pictures: dict[str, list[Path]], real: Sequence[Path], features: Features, name: str) -> dict:
-    """Distances of each set to the real images on an encoder's features, all in the same directions.
+def feature_distances(
+    pictures: dict[str, list[Path]], real: Sequence[Path], features: Features, name: str
+) -> dict[str, list[Distance]]:
+    """Measure Fréchet and kernel distance of each set of pictures to real images.
 
-    Args: name: of the features, for people.
-    Returns: set -> list of Distance; empty where there are too few images to measure.
+    Both are measured on the real images' principal components, the same for all sets.
+
+    Args:
+        pictures: files by the name of their set.
+        features: image files -> [n, d].
+        name: what the features are called in the names of the distances.
+    Returns: distances by set; empty if the images are too few for two components.
     """
     of_real = features(real)
     centre = of_real.mean(0)
@@ -36,48 +42,50 @@ def distances(pictures: dict[str, list[Path]], real: Sequence[Path], features: F
     axes = components(of_real, n)
     if axes is None:
         return {}
-    onto = lambda found: (found - centre) @ axes  # noqa: E731
+    project = lambda values: (values - centre) @ axes  # noqa: E731
     result = {}
     for kind, paths in pictures.items():
-        found = onto(features(paths))
-        frechet = frechet_distance(found, onto(of_real))
-        kernel = kernel_distance(found, onto(of_real))
+        projected = project(features(paths))
+        frechet = frechet_distance(projected, project(of_real))
+        kernel = kernel_distance(projected, project(of_real))
         label = f"on {axes.shape[1]} components of {name}"
         result[kind] = [Distance(f"Fréchet distance {label}", frechet), Distance(f"kernel distance {label}", kernel)]
     return result
 
 
-def inception(pictures: dict[str, list[Path]], real: Sequence[Path], *, on_gpu: bool) -> tuple[dict, str | None]:
-    """FID and KID by torch-fidelity, where it is installed and its network can be had.
+def inception_distances(
+    pictures: dict[str, list[Path]], real: Sequence[Path], *, on_gpu: bool
+) -> tuple[dict[str, list[Distance]], str | None]:
+    """Measure FID and KID with the package torch-fidelity, which downloads the weights of its Inception network.
 
     Args:
-        pictures: set -> files, all square and of one size.
+        pictures: files by the name of their set, all square and of one size.
         real: normal images of any size; the square in the middle of each is scaled to the pictures' size.
-    Returns: (set -> list of Distance, why there are none).
+    Returns: (distances by set, None), or ({}, why they could not be measured).
     """
     try:
         from torch_fidelity import calculate_metrics
     except ImportError:
         return {}, "FID and KID need a package: pip install torch-fidelity"
     result = {}
-    for kind, made in pictures.items():
-        with Image.open(made[0]) as picture:
+    for kind, files in pictures.items():
+        with Image.open(files[0]) as picture:
             size_px = picture.width
         try:
-            with _folder_of(made) as one, _folder_of(real) as other:
+            with _folder_of(files) as folder, _folder_of(real) as real_folder:
                 found = calculate_metrics(
-                    input1=one,
-                    input2=other,
+                    input1=folder,
+                    input2=real_folder,
                     fid=True,
                     kid=True,
-                    kid_subset_size=min(len(made), len(real), 1000),
+                    kid_subset_size=min(len(files), len(real), 1000),
                     samples_find_ext="png,jpg,jpeg,webp,bmp",
                     samples_resize_and_crop=size_px,
                     verbose=False,
                     cuda=on_gpu,
                 )
         except Exception as error:  # no network for its weights, too few images
-            return {}, f"FID and KID could not be measured ({str(error).splitlines()[0]})"
+            return {}, f"FID and KID could not be measured ({first_line(error)})"
         result[kind] = [
             Distance("FID", float(found["frechet_inception_distance"])),
             Distance("KID", float(found["kernel_inception_distance_mean"])),
@@ -87,7 +95,7 @@ def inception(pictures: dict[str, list[Path]], real: Sequence[Path], *, on_gpu: 
 
 @contextlib.contextmanager
 def _folder_of(files: Sequence[Path]) -> Iterator[str]:
-    """These images and no others: theirs may hold pictures of other seeds, and captions."""
+    """Lend a folder with copies of these files only: their own folders may hold other pictures, and captions."""
     with tempfile.TemporaryDirectory() as folder:
         for i, file in enumerate(files):
             shutil.copyfile(file, Path(folder) / f"{i:06d}{file.suffix.lower()}")
@@ -95,10 +103,10 @@ def _folder_of(files: Sequence[Path]) -> Iterator[str]:
 
 
 def pixel_drift(before: Sequence[Path], after: Sequence[Path]) -> float:
-    """Mean absolute difference of a pixel between pictures of the same seeds, 0 to 1."""
+    """Return the mean absolute difference of pixel values between pictures of the same seeds, 0 to 1."""
     return float(np.abs(read_images(before).astype(np.float32) - read_images(after)).mean() / 255)
 
 
 def latent_drift(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean over seeds of |after - before| / |before|. Args: [n, d] latents of the pictures."""
+    """Return the mean over seeds of |after - before| / |before|. Args: before, after: [n, d] latents of pictures."""
     return float((np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)).mean())

@@ -1,17 +1,17 @@
-"""Shares, pairs and distances, with their intervals and tests. Pure functions; knows nothing of models or images."""
+"""Pure functions: intervals of rates, tests of paired verdicts, distances between two sets of features."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-Z = 1.959964  # of a 95 % interval
-POWER_Z = 0.841621  # 80 % of repetitions would show the difference
-COMPONENTS = 64  # of features, at most, in a Fréchet distance
+Z = 1.959964  # normal quantile of a 95 % interval
+POWER_Z = 0.841621  # normal quantile of 80 % power
+MAX_COMPONENTS = 64  # principal components in a distance
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return the interval of a share that holds the true one in 95 of 100 cases, also near 0 and 1.
+    """Return Wilson's 95 % interval of a share, which holds also near 0 and 1: (low, high).
 
     Raises: ValueError for n = 0. Source: Wilson 1927.
     """
@@ -23,20 +23,21 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The same n seeds judged twice."""
+    """Verdicts on pictures of the same n seeds, before and after."""
 
     n: int
     gained: int  # sensitive before, normal after
     lost: int  # normal before, sensitive after
-    p: float  # McNemar's exact test: how likely so uneven a split is if nothing changed
+    p: float  # of McNemar's exact test: the probability of so uneven a split if nothing changed
 
     @property
     def difference(self) -> float:
+        """Return the rate after minus the rate before."""
         return (self.gained - self.lost) / self.n
 
     @property
     def needed(self) -> int | None:
-        """Number of pictures that would show such a difference in four of five repetitions; None: no difference."""
+        """Return how many pictures show a difference of this size with a power of 80 %; None without a difference."""
         if self.gained == self.lost:
             return None
         return math.ceil(self.n * (Z + POWER_Z) ** 2 * (self.gained + self.lost) / (self.gained - self.lost) ** 2)
@@ -68,14 +69,14 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def components(real: np.ndarray, n_pictures: int) -> np.ndarray | None:
-    """Return the directions in which real images differ most.
+    """Return the principal components of real images' features, at most MAX_COMPONENTS.
 
     With fewer images than features, the covariance of all features would be singular.
 
-    Args: real: [n, features].
-    Returns: [features, k], orthonormal; None if the images are too few for two directions.
+    Args: real: [n, features]. n_pictures: size of the smallest set of pictures to compare with.
+    Returns: [features, k], orthonormal; None if the images are too few for two components.
     """
-    k = min(COMPONENTS, real.shape[1], len(real) // 4, n_pictures // 4)
+    k = min(MAX_COMPONENTS, real.shape[1], len(real) // 4, n_pictures // 4)
     if k < 2:
         return None
     return np.linalg.svd(real - real.mean(0), full_matrices=False)[2][:k].T

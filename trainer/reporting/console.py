@@ -1,4 +1,4 @@
-"""What a run says while it goes: events.jsonl, JSON lines on stdout, and a line and a progress bar for people."""
+"""Output of a run: events.jsonl, JSON lines on stdout, and messages with a progress bar for people."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ from ..common.events import event_line, event_record
 from .run_dir import RunDir
 
 PHASES = {
-    "keep": "making pictures of what must stay",
+    "keep": "making prior preservation images",
     "prior": "estimating how many of the unlabeled images are sensitive",
     "encode": "encoding images and captions",
     "load": "loading the U-Net",
@@ -21,19 +21,20 @@ PHASES = {
 
 
 class Console:
-    """Turns events into all three. With `jsonl`, stdout carries nothing but JSON and people's text goes to stderr."""
+    """Writes events to the run folder and shows them. With `jsonl`, stdout is JSON only; messages go to stderr."""
 
     def __init__(
         self, run_dir: RunDir, *, jsonl: bool, logging_dir: Path | None = None, is_silent: bool = False
     ) -> None:
         self.run_dir, self.jsonl = run_dir, jsonl
-        self.logging_dir, self.board = logging_dir, None
-        self.is_silent = is_silent  # another process of the same run speaks
+        self.is_silent = is_silent  # only the first of several processes prints and writes
         self.bar: tqdm | None = None
+        self._logging_dir = logging_dir
+        self._tensorboard: Any = None
         self.phase = ""
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Record one event, print it where JSON lines were asked for, and show it."""
+        """Append one event to events.jsonl, print it with --events jsonl, and show it to people."""
         if self.is_silent:
             return
         record = event_record(event, **fields)
@@ -45,23 +46,33 @@ class Console:
             show(fields)
 
     def say(self, text: str) -> None:
+        """Print a message above the progress bar."""
         if self.is_silent:
             return
         tqdm.write(text, file=sys.stderr if self.jsonl else sys.stdout)
 
-    def _log(self, fields: dict[str, Any]) -> None:
-        """A step's numbers for TensorBoard, which is imported with the first of them."""
-        if self.board is None:
+    def end(self, text: str) -> None:
+        """End the progress bar's line, and print a run's last message on stderr."""
+        self._close_bar()
+        print(text, file=sys.stderr)
+
+    def _log(self, logging_dir: Path, fields: dict[str, Any]) -> None:
+        """Write a step's numbers for TensorBoard, which is imported at the first step."""
+        if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(self.logging_dir / self.run_dir.name)
+            self._tensorboard = SummaryWriter(logging_dir / self.run_dir.name)
         for name, value in fields.items():
             if name not in ("step", "of") and math.isfinite(value):
-                self.board.add_scalar(name, value, fields["step"])
+                self._tensorboard.add_scalar(name, value, fields["step"])
 
     def close(self) -> None:
-        if self.board:
-            self.board.close()
+        """Close TensorBoard's file, and the progress bar."""
+        if self._tensorboard:
+            self._tensorboard.close()
+        self._close_bar()
+
+    def _close_bar(self) -> None:
         if self.bar:
             self.bar.close()
             self.bar = None
@@ -80,8 +91,8 @@ class Console:
         self.phase = fields["name"]
 
     def _step(self, fields: dict[str, Any]) -> None:
-        if self.logging_dir:
-            self._log(fields)
+        if self._logging_dir:
+            self._log(self._logging_dir, fields)
         if self.bar is None:
             self.bar = tqdm(total=fields["of"], initial=fields["step"] - 1, unit="step", dynamic_ncols=True)
         shown = {
@@ -92,7 +103,7 @@ class Console:
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if math.isfinite(v)}, refresh=False)
         self.bar.update()
         if fields["step"] == fields["of"]:
-            self.close()
+            self._close_bar()
 
     def _plan(self, fields: dict[str, Any]) -> None:
         parts = ", ".join(f"{name} {fields[name]:.0f}" for name in ("weights", "lora", "activations", "context"))

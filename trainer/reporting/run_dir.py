@@ -26,7 +26,7 @@ class RunDir:
         self.lora = output_dir / f"{name}.safetensors"
         self.cache = self.root / "cache"
         self.samples = self.root / "samples"
-        self.keep = self.root / "keep"
+        self.preservation = self.root / "keep"
         self.report = self.root / "report.html"
         self._state = self.root / "state"
 

@@ -1,7 +1,6 @@
 """The training command: messages before, during and after a run, and the exit code."""
 
 import contextlib
-import sys
 
 from ..common import errors
 from ..common.distributed import Ranks, from_environment
@@ -46,20 +45,20 @@ def train_command(invocation: Invocation) -> int:
             run_dir.save_config(to_toml(config))
         try:
             return _train(TrainingJob(config, base, folders), ranks, console, is_resume=invocation.resume)
-        except errors.Stopped:
+        except (errors.Stopped, KeyboardInterrupt):  # a second Ctrl-C quits at once
             console.emit("error", kind="stopped", message="stopped by the user")
             where = f'--name "{config.name}"{_output(config)}'
             advice = (
                 f"to continue: python -m trainer --resume {where}" if run_dir.has_state else "nothing was trained yet"
             )
-            print(f"stopped; {advice}", file=sys.stderr)
+            console.end(f"stopped; {advice}")
             return errors.STOPPED
         except UserError as error:
             console.emit("error", kind="input", message=str(error))
             raise
         except errors.NonFinite as error:
             console.emit("error", kind="non-finite", message=str(error))
-            print(f"error: {error}", file=sys.stderr)
+            console.end(f"error: {error}")
             return errors.FAILED
         except Exception as error:
             return _failed(error, config, base, console)
@@ -123,8 +122,8 @@ def _describe_folders(config: TrainConfig, folders: Folders, console: Console) -
         console.emit("warning", message=line)
     for line in inputs.describe(config, folders):
         console.say(line)
-    if inputs.may_spill_over(config, folders):
-        console.emit("warning", message=inputs.SPILL_OVER)
+    for line in inputs.warnings(config, folders):
+        console.emit("warning", message=line)
 
 
 def _output(config: TrainConfig) -> str:
@@ -145,18 +144,18 @@ def _failed(error: Exception, config: TrainConfig, base: Base, console: Console)
 
             message = "out of memory. " + planner.advice(config, base, console.run_dir.events())
         console.emit("error", kind="out-of-memory", message=message)
-        print(f"error: {message}", file=sys.stderr)
+        console.end(f"error: {message}")
         return errors.OUT_OF_MEMORY
     if said := describe_write_error(error):
         message = f"{said}. What was saved before is kept."
         with contextlib.suppress(OSError):
             console.emit("error", kind="disk", message=message)
-        print(f"error: {message}", file=sys.stderr)
+        console.end(f"error: {message}")
         return errors.FAILED
     path = console.run_dir.root / "traceback.txt"
     message = f"{type(error).__name__}: {error}"
     with contextlib.suppress(OSError):
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         console.emit("error", kind="failed", message=message)
-    print(f"error: {message}\nThis is a bug, or a library that does not fit. Details: {path}", file=sys.stderr)
+    console.end(f"error: {message}\nThis is a bug, or a library that does not fit. Details: {path}")
     return errors.FAILED

@@ -18,12 +18,13 @@ from .common import errors
 from .common.errors import UserError
 from .common.files import describe_write_error
 from .common.interrupts import follow_parent
-from .config.arguments import parse
+from .config.arguments import COMMANDS, parse
+from .config.parser import nearest
 from .config.train_config import to_toml
 from .data import inputs
 from .training.command import train_command
 
-COMMANDS = {  # beside training: module and function, imported when asked for
+MODULES = {  # command -> module and function, imported when asked for
     "audit": (".audit.command", "main"),
     "bench": (".experiments.benchmark", "main"),
     "compare": (".evaluation.compare_command", "main"),
@@ -40,12 +41,16 @@ COMMANDS = {  # beside training: module and function, imported when asked for
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns: an exit code of `errors`."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["train"]:
+        argv = argv[1:]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it misses what only 4-bit models need
     try:
+        if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+            raise UserError(f"{argv[0]}: no such command{nearest(argv[0], list(COMMANDS))}")
         if argv and argv[0] == "plan":
             parse(argv[1:], CONFIG, needs_images=False)  # before the slow import
-        if argv and argv[0] in COMMANDS:
-            module, function = COMMANDS[argv[0]]
+        if argv and argv[0] in MODULES:
+            module, function = MODULES[argv[0]]
             return getattr(import_module(module, __package__), function)(argv[1:])
         if argv and argv[0] == "data":
             return inputs.run(parse(argv[1:], CONFIG))

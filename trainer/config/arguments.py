@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..builtin import BUILTIN
 from . import kohya_flags
 from .parser import (
     Flag,
+    Parser,
     ProgramOptions,
     Takes,
     add_fields,
@@ -34,6 +36,20 @@ else:
     import tomli as tomllib
 
 File = Annotated[Path | None, Takes("FILE")]
+COMMANDS = {  # beside training; in the order in which a newcomer meets them
+    "data": "say what the two folders hold, without training",
+    "plan": "predict the peak memory of a training, and choose settings that fit",
+    "audit": "rank the unlabeled images by how likely they are sensitive",
+    "prior": "estimate how many of the unlabeled images are sensitive",
+    "sample": "make a grid of pictures with or without a LoRA",
+    "evaluate": "measure what a LoRA unlearned, and what it withstands",
+    "compare": "show runs side by side, or train a sweep of settings",
+    "make-data": "make both folders with the base model, for those who have none",
+    "ui": "open the page that trains from a browser",
+    "reproduce": "repeat the paper's experiments",
+    "bench": "measure the speed of a training step",
+}
+FIRST = ("lowvram", "base", "unlabeled", "sensitive", "prompt", "name", "steps", "temperature", "resume")
 
 
 class RunOptions(ProgramOptions):
@@ -65,15 +81,40 @@ class Invocation:
     sheet: Path | None  # of the command `data`
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Help(argparse.Action):
+    """--help: the options that matter first and the commands; --help all: every option, by group."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, value: Any, option: str | None = None) -> None:
+        parser.exit(message=parser.format_help() if value == "all" else short_help(parser))
+
+
+def short_help(parser: argparse.ArgumentParser) -> str:
+    """Return the help of a newcomer: what matters first, and the other commands."""
+    raw = argparse.RawDescriptionHelpFormatter  # keeps the lines of the commands
+    short = argparse.ArgumentParser(prog=parser.prog, usage=parser.usage, formatter_class=raw, add_help=False)
+    short.description = textwrap.fill(str(parser.description), 78)
+    options = {action.dest: action for action in parser._actions}
+    first = short.add_argument_group("options that matter first")
+    for name in FIRST:
+        first._add_action(options[name])
+    commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    short.epilog = f"commands (each has a --help):\n{commands}\n\nall options, by group: {parser.prog} --help all"
+    return short.format_help()
+
+
+def make_parser() -> Parser:
     """Return the parser of a training, generated from the fields of RunOptions and TrainConfig."""
     parser = command_parser(
         "",
         RunOptions,
         "Teach Stable Diffusion 1.x what not to generate, from unlabeled and sensitive images. "
         "Without options: real handwritten digits on a built-in miniature model.",
-        epilog="other commands: make-data, sample, evaluate, compare, reproduce, audit, bench, ui (each has a --help); "
-        "plan, data and prior take the same options as a training",
+        usage="python -m trainer [COMMAND] [OPTIONS]",
+        add_help=False,
+    )
+    parser.synonyms = {f"--{flag}": f"--{ours.replace('_', '-')}" for flag, (ours, _) in kohya_flags.MEANS.items()}
+    parser.add_argument(
+        "-h", "--help", action=Help, nargs="?", metavar="all", help="show the options that matter first, or all"
     )
     add_fields(parser, TrainConfig)
     return parser
@@ -96,7 +137,10 @@ def parse(
     given = read_argv(kohya_flags.translate(argv, problems), make_parser(), problems, others)
     how = taken(RunOptions, given, problems)
     from_file = read_toml(how.config, problems) if how.config else {}
-    preset = {k: v for name, values in PRESETS.items() if getattr(how, name) for k, v in values.items()}
+    presets = [name for name in PRESETS if getattr(how, name)]
+    if len(presets) > 1:
+        problems.append(f"--{' and --'.join(presets)}: give one of them, each fits another size of GPU")
+    preset = {k: v for name in presets for k, v in PRESETS[name].items()}
     own = {**from_file, **preset, **given}
     is_builtin = _names_nothing(own)
     merged = {**(read_toml(builtin_config, problems) if is_builtin else {}), **own}

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from ..common.errors import UserError
-from .train_config import NAME_RULE, option
+from .train_config import NAME_RULE, Group, option
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -24,13 +24,6 @@ class Takes:
     """What --help calls an option's value; None: the option takes no value."""
 
     value: str | None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Marks a field that begins a new group of options in --help."""
-
-    title: str
 
 
 def _is_jsonl(value: Any) -> bool:
@@ -72,6 +65,8 @@ class ProgramOptions(BaseModel):
 
 class Parser(argparse.ArgumentParser):
     """Raises what argparse would exit on, so that it can be reported together with the rest."""
+
+    synonyms: Mapping[str, str] = {}  # another program's word for one of the options
 
     def error(self, message: str) -> Any:
         raise UserError(re.sub(r"^argument (--[\w-]+)[^:]*:", r"\1:", message))
@@ -170,6 +165,7 @@ def read_argv(
         problems.append(str(error))
         return {}
     names = [*others, *(s for action in parser._actions for s in action.option_strings)]
+    synonyms = getattr(parser, "synonyms", {})
     follows = set(itertools.pairwise(words))
     for before, word in itertools.pairwise(["", *unknown]):
         name = word.partition("=")[0]
@@ -178,14 +174,18 @@ def read_argv(
                 continue  # the value of an option that is already reported
             problems.append(f"{word}: unexpected; every setting is an option, such as --steps 500")
         else:
-            problems.append(f"{name}: no such option{nearest(name, names)}")
+            problems.append(f"{name}: no such option{nearest(name, names, synonyms)}")
     return vars(known)
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return the end of a sentence about an unknown name: the known one that resembles it most, if any does."""
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f", did you mean {found[0]}?" if found else "; see --help"
+def nearest(name: str, names: Sequence[str], synonyms: Mapping[str, str] | None = None) -> str:
+    """Return the end of a sentence about an unknown name: the known one that resembles it most, if any does.
+
+    Args: synonyms: other words -> the name that each stands for.
+    """
+    meaning = {**(synonyms or {}), **{name: name for name in names}}
+    found = difflib.get_close_matches(name, meaning, n=1, cutoff=0.5)
+    return f", did you mean {meaning[found[0]]}?" if found else "; see --help"
 
 
 def validated(model: type[Settings], values: dict[str, Any], problems: list[str]) -> Settings:

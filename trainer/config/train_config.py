@@ -1,15 +1,26 @@
 """Every setting of a run, once: default, range, help. The command line, TOML files and schema.json come from here."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from ..builtin import BUILTIN
 
 
 def option(default: Any, text: str, *, exposed: bool = False, also: tuple[str, ...] = (), **limits: Any) -> Any:
     """Declare one setting. Args: exposed: becomes a widget (never a path or program). also: other spellings."""
     return Field(default, description=text, json_schema_extra={"exposed": exposed, "also": list(also)}, **limits)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Marks a field that begins a new group of options in --help."""
+
+    title: str
 
 
 Share = Annotated[float, Field(gt=0, lt=1)] | Literal["auto"]
@@ -25,8 +36,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)  # to_toml has no word for them
 
-    # what to learn from
-    base: str | None = option(
+    base: Annotated[str | None, Group("what to learn from")] = option(
         None,
         "Stable Diffusion 1.x model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'builtin'",
     )
@@ -89,8 +99,7 @@ class TrainConfig(BaseModel):
         le=1,
     )
 
-    # the objective
-    objective: Literal["pu", "nnpu", "supervised", "unsupervised"] = option(
+    objective: Annotated[Literal["pu", "nnpu", "supervised", "unsupervised"], Group("the objective")] = option(
         "pu", "pu and nnpu unlearn from a mixture; supervised and unsupervised are baselines", exposed=True
     )
     prior: Share = option(
@@ -122,8 +131,7 @@ class TrainConfig(BaseModel):
         exposed=True,
     )
 
-    # training
-    steps: int = option(1000, "optimizer steps", exposed=True, ge=1)
+    steps: Annotated[int, Group("training")] = option(1000, "optimizer steps", exposed=True, ge=1)
     batch_unlabeled: int = option(16, "unlabeled samples in one step", exposed=True, ge=1)
     batch_sensitive: int = option(8, "sensitive samples in one step", exposed=True, ge=1)
     lr: float = option(1e-4, "learning rate", exposed=True, gt=0, le=1)
@@ -135,6 +143,7 @@ class TrainConfig(BaseModel):
     )
     rank: int = option(16, "LoRA rank", exposed=True, ge=1, le=256)
     alpha: float | None = option(None, "LoRA alpha; the rank if not given", gt=0)
+    init_lora: Path | None = option(None, "LoRA file to continue from; needs the same --rank, its alpha may differ")
     optimizer: Literal["adamw", "adamw8bit", "lion", "prodigy"] = option(
         "adamw",
         "adamw8bit and lion need bitsandbytes; prodigy needs prodigyopt, and --lr 1: it scales that by itself",
@@ -145,8 +154,9 @@ class TrainConfig(BaseModel):
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     seed: int = option(0, "seed of everything random", exposed=True, ge=0, lt=2**32)
 
-    # memory: changes speed, not the result (fp8 weights: hardly); auto: the fastest that fits
-    vram_budget: float | None = option(None, "GiB of the card to use at most; all that is free if not given", gt=0)
+    vram_budget: Annotated[float | None, Group("memory: changes speed, not the result (fp8 weights: hardly)")] = option(
+        None, "GiB of the GPU to use at most; all that is free if not given", gt=0
+    )
     micro_batch: Count = option("auto", "samples in the U-Net at once")
     checkpointing: Count0 = option("auto", "parts of the U-Net that are computed again instead of kept; or 'all'")
     weights: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = option(
@@ -155,10 +165,7 @@ class TrainConfig(BaseModel):
     offload: Count0 = option("auto", "blocks of the U-Net whose weights stay in CPU memory; or 'all'")
     attention: Literal["sdpa", "xformers"] = option("sdpa", "xformers is used only where it proves to work")
 
-    init_lora: Path | None = option(None, "LoRA file to continue from; needs the same --rank, its alpha may differ")
-
-    # results
-    name: str = option(
+    name: Annotated[str, Group("results")] = option(
         "pu-lora",
         "name of the LoRA and of its run folder",
         exposed=True,
@@ -179,6 +186,19 @@ class TrainConfig(BaseModel):
     sample_steps: int = option(25, "steps of the sampler that makes the pictures", ge=1, le=1000)
     guidance: float = option(7.5, "guidance scale of the pictures; 1: none", ge=1, le=30)
     rate_images: int = option(0, "pictures made before and after for the non-sensitive rate (built-in digits)", ge=0)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unset(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read `none` (for a text: nothing) as unset, which takes back what --config sets."""
+        kinds = get_args(cls.model_fields[str(info.field_name)].annotation)
+        return None if NoneType in kinds and value == ("" if str in kinds else "none") else value
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _percent(cls, value: Any) -> Any:
+        number = value.removesuffix("%").strip() if isinstance(value, str) and value.endswith("%") else ""
+        return float(number) / 100 if number.replace(".", "", 1).isdecimal() else value
 
     @field_validator("name")
     @classmethod
@@ -232,6 +252,17 @@ def folders_of(config: TrainConfig) -> dict[str, Path | None]:
     if config.data:
         return {"unlabeled": config.data / "unlabeled", "sensitive": config.data / "sensitive"}
     return {"unlabeled": config.unlabeled, "sensitive": config.sensitive}
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return the settings with paths that mean the same from every working directory, as a run saves them."""
+    values = {name: value for name, value in config if isinstance(value, Path)}
+    if config.base and config.base != BUILTIN and Path(config.base).exists():
+        values["base"] = Path(config.base)
+    absolute = {name: path.absolute() for name, path in values.items()}
+    if "base" in absolute:
+        absolute["base"] = str(absolute["base"])
+    return config.model_copy(update=absolute)
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -9,7 +9,7 @@ from ..common.files import describe_write_error, locked
 from ..common.interrupts import stoppable
 from ..common.third_party import torch_without_cuda
 from ..config.arguments import Invocation
-from ..config.train_config import TrainConfig, to_toml
+from ..config.train_config import TrainConfig, to_toml, with_absolute_paths
 from ..data import inputs
 from ..data.folders import Folders
 from ..data.job import TrainingJob
@@ -42,7 +42,7 @@ def train_command(invocation: Invocation) -> int:
     with lock, contextlib.closing(console):
         _describe_folders(config, folders, console)
         if ranks.is_first:
-            run_dir.save_config(to_toml(config))
+            run_dir.save_config(to_toml(with_absolute_paths(config)))
         try:
             return _train(TrainingJob(config, base, folders), ranks, console, is_resume=invocation.resume)
         except (errors.Stopped, KeyboardInterrupt):  # a second Ctrl-C quits at once

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..audit.auto_prior import resolve_prior
 from ..common.errors import NonFinite, Stopped, UserError
-from ..config.train_config import to_toml
+from ..config.train_config import to_toml, with_absolute_paths
 from ..data import sampler
 from ..data.job import TrainingJob
 from ..data.latent_cache import Encoded, LatentCache
@@ -140,7 +140,7 @@ def _with_prior(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> Trai
     for line in lines:
         context.emit("prior", value=config.prior, message=line)
     if context.ranks.is_first:
-        context.run_dir.save_config(to_toml(config))
+        context.run_dir.save_config(to_toml(with_absolute_paths(config)))
     return replace(job, config=config)
 
 

@@ -25,8 +25,22 @@ def digit_folders(tmp_path_factory):
     return digits.write_folders(tmp_path_factory.mktemp("digits"), 10, 6)
 
 
+@pytest.fixture(scope="session")
+def quick():
+    """Make runs in this process shorter: small probes, and a garbage collector that looks only at what is new."""
+    import gc
+
+    from trainer.training import run, training_loop  # noqa: F401  what they import is there to stay
+
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_loop, "PROBE_SAMPLES", 2)
+        yield
+
+
 @pytest.fixture
-def trainer(monkeypatch):
+def trainer(monkeypatch, quick):
     """`python -m trainer …` in this process, whose imports are done: a start takes seconds. Returns what a child would.
 
     Tests of signals, kills and start-up time start real ones.

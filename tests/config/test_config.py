@@ -10,7 +10,7 @@ import pytest
 from trainer.builtin import CONFIG
 from trainer.common.errors import UserError
 from trainer.config.arguments import make_parser, parse
-from trainer.config.train_config import PRESETS, TrainConfig, schema, to_toml
+from trainer.config.train_config import PRESETS, TrainConfig, schema, to_toml, with_absolute_paths
 
 NAMES = """base unlabeled sensitive data prompt sensitive-prompt resolution objective prior beta temperature
 temperature-mode sensitive-prompt-share steps batch-unlabeled batch-sensitive micro-batch device lr rank alpha optimizer
@@ -210,8 +210,10 @@ def test_resume_without_a_name_takes_the_newest_that_is_not_done(folders, tmp_pa
         config = own(folders, "--output-dir", str(tmp_path), "--name", name).config
         interrupted(config, step=0 if name == "unsaved" else 1, events=events.get(name, ["step"]))
         at = time.time() - 3600 * age
-        os.utime(tmp_path / name / "state", (at, at))
+        os.utime(tmp_path / name / "events.jsonl", (at, at))
     arguments = ["--resume", "--output-dir", str(tmp_path)]
+    assert parse(arguments, CONFIG).config.name == "unsaved"  # stopped before its first state
+    (tmp_path / "unsaved" / "events.jsonl").write_text('{"event": "done"}\n')
     assert parse(arguments, CONFIG).config.name == "newest"
     (tmp_path / "newest" / "events.jsonl").write_text('{"event": "done"}\n')
     assert parse(arguments, CONFIG).config.name == "again"
@@ -238,3 +240,31 @@ def test_schema_is_current_and_exposes_no_paths():
 
 def test_every_field_has_help():
     assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+def test_what_a_file_sets_can_be_unset(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text('min_snr_gamma = 5\nalpha = 4\nkeep_prompts = "a cat"\nprompt = "none"\n')
+    plain = parse(["--config", str(file)], CONFIG).config
+    assert (plain.min_snr_gamma, plain.alpha, plain.keep_prompts, plain.prompt) == (5, 4, "a cat", "none")
+    words = ["--min-snr-gamma", "none", "--alpha", "none", "--keep-prompts", ""]
+    unset = parse(["--config", str(file), *words], CONFIG).config
+    assert (unset.min_snr_gamma, unset.alpha, unset.keep_prompts, unset.prompt) == (None, None, None, "none")
+
+
+def test_a_share_may_be_in_per_cent():
+    assert parse(["--prior", "20%"], CONFIG).config.prior == 0.2
+    assert "--prior: must be less than 1" in problems("--prior", "250%")[0]
+
+
+def test_saved_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(base="builtin", unlabeled="some/unlabeled", output_dir="out", exclude="x.txt")
+    saved = with_absolute_paths(config)
+    assert saved.unlabeled == Path.cwd() / "some/unlabeled"
+    assert (saved.output_dir, saved.exclude) == (Path.cwd() / "out", Path.cwd() / "x.txt")
+    assert (saved.base, saved.sensitive) == ("builtin", None)
+    assert with_absolute_paths(config.model_copy(update={"base": "runwayml/sd-1-5"})).base == "runwayml/sd-1-5"
+    (Path.cwd() / "model.safetensors").touch()
+    named = with_absolute_paths(config.model_copy(update={"base": "model.safetensors"}))
+    assert named.base == str(Path.cwd() / "model.safetensors")

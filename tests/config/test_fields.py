@@ -213,6 +213,9 @@ CASES = {
     "vram_budget": Case(0.01, text, {"vram_budget": 99}, command="plan"),  # for a card: seen without one in the plan
     "lr": Case(2e-3, weights),
     "warmup_steps": Case(1, weights),
+    "lr_scheduler": Case("constant", weights, {"steps": 3}),
+    "lr_scheduler_cycles": Case(2, weights, {"steps": 3, "lr_scheduler": "cosine_with_restarts"}),
+    "lr_scheduler_power": Case(2.0, weights, {"steps": 3, "lr_scheduler": "polynomial"}),
     "max_grad_norm": Case(1e-7, weights),
     "init_lora": Case("LORA", weights),
     "weight_decay": Case(0.5, weights),
@@ -226,6 +229,7 @@ CASES = {
     "seed": Case(5, weights),
     "name": Case("y", files),
     "output_dir": Case("elsewhere", where),
+    "save_every": Case(1, files),
     "save_state_every": Case(3, checkpoints, {"steps": 4}),
     "keep_states": Case(2, states),
     "keep_cache": Case(True, cached),
@@ -281,7 +285,7 @@ def piles(digit_folders, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outcome_of(piles, tmp_path_factory):
+def outcome_of(piles, tmp_path_factory, quick):
     """Settings -> Outcome of a run in this process; the same settings run once."""
     made: dict[str, Outcome] = {}
 

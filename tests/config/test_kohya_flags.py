@@ -36,7 +36,9 @@ USED = {
     "v_parameterization": ([], "prediction_type", "v"),
     "caption_dropout_rate": (["0.1"], "caption_dropout", 0.1),
     "flip_aug": ([], "flip", True),
-    "save_every_n_steps": (["40"], "save_state_every", 40),
+    "save_every_n_steps": (["40"], "save_every", 40),
+    "lr_scheduler_type": (["linear"], "lr_scheduler", "linear"),
+    "lr_scheduler_num_cycles": (["3"], "lr_scheduler_cycles", 3),
     "sample_every_n_steps": (["50"], "sample_every", 50),
     "enable_bucket": ([], "bucket", True),
     "config_file": None,  # below
@@ -50,6 +52,8 @@ SAME = {
     "caption_suffix": (["high quality"], "high quality"),
     "noise_offset": (["0.05"], 0.05),
     "max_token_length": (["225"], 225),
+    "lr_scheduler": (["constant_with_warmup"], "constant"),
+    "lr_scheduler_power": (["2"], 2),
 }
 
 # The flags of `train_network.py --help`, sd-scripts 48d368f (2026-02-16)

@@ -36,11 +36,14 @@ OPTIONS = {  # of each command: users' scripts name them
     lr warmup-steps max-grad-norm weight-decay network rank alpha optimizer precision save-precision device seed
     vram-budget micro-batch checkpointing weights offload attention init-lora name output-dir save-state-every
     keep-states keep-cache no-keep-cache logging-dir save-merged metadata images sample-every sample-steps
-    guidance rate-images""",
+    guidance rate-images recursive no-recursive folder-repeats no-folder-repeats caption-prefix caption-suffix
+    shuffle-caption no-shuffle-caption keep-tokens max-token-length noise-offset save-every lr-scheduler
+    lr-scheduler-cycles lr-scheduler-power""",
     "evaluate": """base vae prediction-type lora strength device resolution steps guidance clip-skip unlearned prompt n
     first-seed precision out labeled encoder judge sensitive-labels clip normal-text sensitive-text normal
     retain-prompts paraphrases strengths sensitive relearn relearn-lr invert events follow-parent""",
-    "sample": """base vae prediction-type lora strength device resolution steps guidance clip-skip prompt seeds out""",
+    "sample": """base vae prediction-type lora strength device resolution steps sampler negative-prompt guidance
+    clip-skip max-token-length prompt seeds out""",
     "make-data": """events follow-parent base vae prediction-type out unlabeled-prompt n-unlabeled contaminate-prompt
     n-contaminate sensitive-prompt n-sensitive sensitive-captions no-sensitive-captions negative-prompt
     resolution steps guidance sampler clip-skip seed micro-batch precision device""",
@@ -61,7 +64,7 @@ def helps():
         "for command in sys.argv[1:]:\n"
         "    text = io.StringIO()\n"
         "    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):\n"
-        "        main([*command.split(), '--help'])\n"
+        "        main([*command.split(), '--help', *([] if command else ['all'])])\n"
         "    found[command] = text.getvalue()\n"
         "slow = [m for m in ('torch', 'diffusers', 'transformers', 'peft', 'scipy', 'jinja2') if m in sys.modules]\n"
         "print(json.dumps([found, slow]))"
@@ -173,7 +176,7 @@ def test_options_of_two_classes_are_told_apart():
             ["evaluate", "--n", "x", "--lora", "nowhere", "--stepz", "3", "--strengths", "1,much"],
             ["--n: must be a valid integer", "--lora: no file nowhere", "--stepz: no such option", "--strengths: must"],
         ),
-        (["sample", "--seeds", "a", "--out", "x.gif"], ["--seeds: must be like", "must end in .png", "--prompt: say"]),
+        (["sample", "--seeds", "a", "--out", "x.gif"], ["--seeds: must be like", "ends in .png", "--prompt: say"]),
         (["bench", "--settings", "plain,fastest", "--device", "gpu"], ["no 'fastest'; there are plain", "--device:"]),
         (["reproduce", "mnist-even", "--seeds", "a", "--objectives", "pn"], ["must be like 0,1,2", "must be of unsu"]),
         (["reproduce"], ["the following arguments are required: name"]),
@@ -185,3 +188,41 @@ def test_commands_report_all_problems(words, said, trainer):
     done = trainer(*words)
     assert done.returncode == 2
     assert all(sentence in done.stderr for sentence in said), done.stderr
+
+
+def run(*words):
+    done = subprocess.run([sys.executable, "-m", "trainer", *words], capture_output=True, text=True, cwd=ROOT)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_shows_what_matters_first_and_every_command():
+    from trainer.__main__ import MODULES
+    from trainer.config.arguments import COMMANDS, FIRST
+
+    code, text, _ = run("--help")
+    assert code == 0
+    assert len(text.splitlines()) < 45
+    first = text.partition("commands")[0].splitlines()
+    assert [line.split()[0] for line in first if line.startswith("  --")] == [f"--{name}" for name in FIRST]
+    for name, what in COMMANDS.items():
+        assert f"{name} {what}" in " ".join(text.split())
+    assert MODULES.keys() == COMMANDS.keys() - {"data"}
+    _, whole, _ = run("--help", "all")
+    titles = [line.partition(":")[0] for line in whole.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["options", "what to learn from", "the objective", "training", "memory", "results"]
+
+
+def test_a_misspelt_command_is_no_training():
+    assert run("evalute", "--help") == (2, "", "error: evalute: no such command, did you mean evaluate?\n")
+
+
+def test_train_is_a_command_too():
+    assert run("train", "--dry-run") == run("--dry-run")
+
+
+def test_another_programs_option_leads_to_ours():
+    code, _, text = run("--learnig-rate", "1e-3", "--lowvram", "--highvram", "--prior", "120%")
+    assert code == 2
+    assert "--learnig-rate: no such option, did you mean --lr?" in text
+    assert "--lowvram and --highvram: give one of them" in text
+    assert "--prior: must be less than 1 or must be 'auto', got 1.2" in text

@@ -117,7 +117,7 @@ CASES = {
     "one folder only": (["--base", "builtin", "--unlabeled", "@u"], "--sensitive: name the folder of sensitive images"),
     "half of --data": (["--base", "builtin", "--data", "@only u"], "--sensitive: no folder"),
     "--data and folders": ([*GOOD, "--data", "@u"], "--data: names both folders already"),
-    "no images": (data("@empty"), "no images (looked for .png .jpg .jpeg .webp .bmp)"),
+    "no images": (data("@empty"), "no images"),
     "two sensitive images": (data("@u", "@two"), "2 sensitive images; at least 3 are needed"),
     "truncated image": (data("@truncated"), "1.png: cannot be read"),
     "image of no bytes": (data("@zero bytes"), "1.png: empty file (0 bytes)"),
@@ -161,7 +161,7 @@ CASES = {
     "fp16 on the CPU": ([*GOOD, "--precision", "fp16", "--device", "cpu"], "the CPU trains in fp32 or bf16 only"),
     "sample: no LoRA": (["sample", "--prompt", "x", "--lora", "@none"], "--lora: no file"),
     "sample: seeds": (["sample", "--prompt", "x", "--seeds", "a"], "must be like 0-15 or 3,5,8"),
-    "sample: no PNG": (["sample", "--prompt", "x", "--out", "@x.gif"], "must end in .png"),
+    "sample: no PNG": (["sample", "--prompt", "x", "--out", "@x.gif"], "must be a file name that ends in .png"),
     "sample: base": (["sample", "--prompt", "x", "--base", "@sdxl.safetensors"], "is SDXL"),
     "sample: mistyped file": (
         ["sample", "--prompt", "x", "--base", "models/v1.safetensors"],

@@ -256,8 +256,8 @@ def test_samplers_differ_and_batches_change_nothing():
     pipe = pipeline.load_pipeline(base_model.Base(MODEL))
     found = {}
     for name in pipeline.SAMPLERS:
-        pipeline.set_sampler(pipe, name)
-        how = ("a photo of a digit", [5, 6], generate.PictureSettings(64, steps=4, guidance=3.0))
+        settings = generate.PictureSettings(64, steps=4, guidance=3.0, sampler=name)
+        how = ("a photo of a digit", [5, 6], settings)
         found[name], one = (generate.generate_pictures(pipe, *how, at_once=n) for n in (2, 1))
         assert np.abs(found[name].astype(int) - one).max() <= 2, name
     for name, images in found.items():

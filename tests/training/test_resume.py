@@ -17,6 +17,7 @@ from trainer.common.files import replacing
 from trainer.config.train_config import TrainConfig
 from trainer.memory import planner
 from trainer.memory.estimator import Estimate
+from trainer.models import lora_file
 from trainer.models.base_model import Base
 from trainer.objective import temperature
 from trainer.reporting.run_dir import RunDir
@@ -227,3 +228,50 @@ def test_a_disk_that_takes_no_more(digit_folders, tmp_path):
 def test_what_the_disk_says_of_a_latent_is_told_too(tmp_path):
     with pytest.raises(OSError, match="kept"), replacing(tmp_path / "kept", durable=False):
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("phase", ["encode", "prior", "calibrate"])
+def test_a_run_stopped_before_its_first_step_resumes(trainer, digit_folders, tmp_path, monkeypatch, phase):
+    from trainer.common.errors import Stopped
+    from trainer.data.latent_cache import LatentCache
+    from trainer.training import run, training_loop
+
+    def stop(*_, **__):
+        raise Stopped
+
+    place = {"encode": (LatentCache, "_encode_captions"), "prior": (run, "resolve_prior")}
+    place["calibrate"] = (training_loop, "calibrate")
+    with monkeypatch.context() as patch:
+        patch.setattr(*place[phase], stop)
+        stopped = trainer(*own(digit_folders, "--output-dir", tmp_path))
+    assert stopped.returncode == 130
+    assert "to continue: python -m trainer --resume" in stopped.stderr
+    encoded = sorted((tmp_path / "pu-lora" / "cache").rglob("*.safetensors"))
+    assert encoded
+    ages = [path.stat().st_mtime_ns for path in encoded]
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentCache, "_encode_images", stop)  # all images are encoded: none again
+        resumed = trainer("--resume", "--output-dir", tmp_path, "--keep-cache")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming" in resumed.stderr + resumed.stdout
+    assert [path.stat().st_mtime_ns for path in encoded] == ages
+    assert trainer(*own(digit_folders, "--output-dir", tmp_path / "whole")).returncode == 0
+    assert same(lora(tmp_path), lora(tmp_path / "whole"))
+
+
+def test_a_second_run_of_a_name_says_so(trainer, digit_folders, tmp_path):
+    (tmp_path / "pu-lora").mkdir()
+    (tmp_path / "pu-lora" / "config.toml").touch()
+    done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--steps", 1))
+    assert done.returncode == 0, done.stderr
+    assert "pu-lora exists already: this run is pu-lora-2" in done.stdout + done.stderr
+
+
+def test_loras_are_saved_on_the_way(trainer, digit_folders, tmp_path):
+    more = ["--save-every", 2, "--lr-scheduler", "constant", "--save-precision", "fp32"]
+    assert trainer(*own(digit_folders, "--output-dir", tmp_path, *more)).returncode == 0
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert names == ["pu-lora-000002.safetensors", "pu-lora-000004.safetensors", "pu-lora.safetensors"]
+    on_the_way = safetensors.torch.load_file(tmp_path / names[0])
+    assert not same(on_the_way, lora(tmp_path))
+    assert lora_file.read_metadata(tmp_path / names[0])["pu_steps"] == "2"

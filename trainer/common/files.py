@@ -131,3 +131,12 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def free_path(path: Path) -> Path:
+    """Return the path, or NAME-2, NAME-3, … with the same suffix: the first that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate

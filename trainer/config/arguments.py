@@ -85,7 +85,8 @@ class Help(argparse.Action):
     """--help: the options that matter first and the commands; --help all: every option, by group."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, value: Any, option: str | None = None) -> None:
-        parser.exit(message=parser.format_help() if value == "all" else short_help(parser))
+        print(parser.format_help() if value == "all" else short_help(parser), end="")
+        parser.exit()
 
 
 def short_help(parser: argparse.ArgumentParser) -> str:
@@ -182,8 +183,7 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
     """Return the interrupted run's settings, with those given now that cannot change what it learns."""
     output = Path(merged.get("output_dir", TrainConfig.model_fields["output_dir"].default))
     folder = output / str(own["name"]) if "name" in own else _newest_interrupted(output)
-    done = _steps_done(folder) if folder else 0
-    if not done:
+    if not folder or not _is_resumable(folder):
         where = folder or output
         problems.append(f"--resume: {where} holds no interrupted run. Give the --name and --output-dir it had.")
         return merged
@@ -195,15 +195,21 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
     except ValidationError as error:
         problems += explain(error)
         return saved
-    problems += differences(before, now, own, steps_done=done)
+    problems += differences(before, now, own, steps_done=_steps_done(folder))
     return {**saved, **{k: v for k, v in own.items() if k in FREE_ON_RESUME}}
 
 
 def _newest_interrupted(output: Path) -> Path | None:
-    """Return the unfinished run that saved its state last."""
-    runs = [path.parent for path in output.glob("*/state") if _steps_done(path.parent)]
-    interrupted = [run for run in runs if not _is_done(run)]
-    return max(interrupted, key=lambda run: (run / "state").stat().st_mtime, default=None)
+    """Return the unfinished run that was written to last."""
+    runs = [path.parent for path in output.glob("*/events.jsonl")]
+    interrupted = [run for run in runs if _is_resumable(run) and not _is_done(run)]
+    return max(interrupted, key=lambda run: (run / "events.jsonl").stat().st_mtime, default=None)
+
+
+def _is_resumable(run: Path) -> bool:
+    """Return whether a run has saved a state, or its settings and no result: it was stopped before its first state."""
+    has_result = run.with_name(f"{run.name}.safetensors").exists() or run.with_name(f"{run.name}-model").exists()
+    return _steps_done(run) > 0 or ((run / "config.toml").is_file() and not has_result)
 
 
 def _steps_done(run: Path) -> int:

@@ -30,7 +30,9 @@ MEANS: dict[str, tuple[str, str | bool | None]] = {
     "caption_dropout_rate": ("caption_dropout", None),
     "flip_aug": ("flip", True),
     "enable_bucket": ("bucket", True),
-    "save_every_n_steps": ("save_state_every", None),
+    "save_every_n_steps": ("save_every", None),
+    "lr_scheduler_type": ("lr_scheduler", None),
+    "lr_scheduler_num_cycles": ("lr_scheduler_cycles", None),
     "sample_every_n_steps": ("sample_every", None),
     "config_file": ("config", None),
 }
@@ -40,6 +42,7 @@ VALUES: dict[str, dict[str, str]] = {
     "mixed_precision": {"no": "fp32"},
     "save_precision": {"float": "fp32"},
     "optimizer_type": {},
+    "lr_scheduler": {"constant_with_warmup": "constant"},
     "resolution": {},  # "512,512" is a square, too
 }
 # values that ask for what is done here anyway -> their flags: nothing to set. Other values are refused.
@@ -50,8 +53,7 @@ _ANYWAY = {
     "0": "text_encoder_lr lr_decay_steps min_timestep ip_noise_gamma multires_noise_iterations "
     "adaptive_noise_scale caption_tag_dropout_rate caption_dropout_every_n_epochs token_warmup_step "
     "network_dropout scale_weight_norms max_data_loader_n_workers validation_split",
-    "1": "gradient_accumulation_steps prior_loss_weight dataset_repeats token_warmup_min lr_scheduler_num_cycles "
-    "lr_scheduler_power",
+    "1": "gradient_accumulation_steps prior_loss_weight dataset_repeats token_warmup_min",
     "networks.lora": "network_module",
     "safetensors": "save_model_as",
     ".txt txt .caption caption": "caption_extension caption_extention",  # both are kohya's
@@ -60,7 +62,6 @@ _ANYWAY = {
     "1024 1280 1536 2048": "max_bucket_reso",
     "64": "bucket_reso_steps",
     "lanczos": "resize_interpolation",
-    "cosine cosine_with_restarts": "lr_scheduler",  # more than one cycle is refused
     "l2": "loss_type",
     "tensorboard": "log_with",
     "ddim": "sample_sampler",
@@ -83,10 +84,10 @@ _REASONS = {
     "a step has --batch-unlabeled and --batch-sensitive samples; memory decides --micro-batch": "train_batch_size",
     "a step's samples are split by --micro-batch without changing the result": "gradient_accumulation_steps",
     "two folders have no common epoch; give --steps": "max_train_epochs",
-    "two folders have no common epoch; give --save-state-every": "save_every_n_epochs save_n_epoch_ratio",
+    "two folders have no common epoch; give --save-every": "save_every_n_epochs save_n_epoch_ratio",
     "two folders have no common epoch; give --sample-every": "sample_every_n_epochs",
-    "a linear rise, then a cosine; --warmup-steps sets the rise": "lr_scheduler lr_scheduler_type lr_scheduler_args "
-    "lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale lr_scheduler_min_lr_ratio lr_decay_steps",
+    "not offered; see --lr-scheduler": "lr_scheduler_args lr_scheduler_timescale lr_scheduler_min_lr_ratio "
+    "lr_decay_steps",
     "only the U-Net is trained": "text_encoder_lr train_text_encoder network_train_text_encoder_only",
     "only networks.lora is trained here, or with --network full the whole U-Net": "network_module",
     "the targets are kohya's default ones": "network_args",

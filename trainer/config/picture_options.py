@@ -38,6 +38,8 @@ class PictureOptions(BaseModel):
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=DEVICE)
     resolution: Resolution = option(512, "side of a picture in pixels [512; 64 for the built-in model]")
     steps: Positive = option(25, "steps of the sampler")
+    sampler: Literal["ddim", "pndm", "dpm++", "euler_a"] = option("ddim", "sampler of diffusers")
+    negative_prompt: str = option("", "prompt that guidance leads away from; without guidance it does nothing")
     guidance: float = option(7.5, "guidance scale; 1: none [7.5; 1 for the built-in model]")
     clip_skip: Positive = option(1, "layer of the text encoder to read, counted from the last")
     max_token_length: int = option(

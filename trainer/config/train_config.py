@@ -135,7 +135,12 @@ class TrainConfig(BaseModel):
     batch_unlabeled: int = option(16, "unlabeled samples in one step", exposed=True, ge=1)
     batch_sensitive: int = option(8, "sensitive samples in one step", exposed=True, ge=1)
     lr: float = option(1e-4, "learning rate", exposed=True, gt=0, le=1)
-    warmup_steps: int = option(20, "steps over which the learning rate rises; then it falls as a cosine", ge=0)
+    warmup_steps: int = option(20, "steps over which the learning rate rises", ge=0)
+    lr_scheduler: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = option(
+        "cosine", "how the learning rate falls to 0 after the warm-up; constant: not at all", exposed=True
+    )
+    lr_scheduler_cycles: int = option(1, "falls of cosine_with_restarts", ge=1)
+    lr_scheduler_power: float = option(1.0, "exponent of polynomial; 1 is linear", gt=0)
     max_grad_norm: float = option(1.0, "longer gradients are shortened to this", gt=0)
     weight_decay: float = option(0.01, "AdamW's pull of the LoRA towards zero", ge=0)
     network: Literal["lora", "full"] = option(
@@ -173,6 +178,7 @@ class TrainConfig(BaseModel):
         max_length=NAME_BYTES,
     )
     output_dir: Path = option(Path("output"), "where the LoRA and the run folder go")
+    save_every: int = option(0, "steps between LoRA files NAME-000100.safetensors; 0: only the last", ge=0)
     save_state_every: int = option(0, "steps between states to resume from; 0: ten over the run", ge=0)
     keep_states: int = option(1, "how many of the newest states are kept", ge=1)
     keep_cache: bool = option(False, "keep the encoded images in the run folder")
@@ -236,6 +242,7 @@ FREE_ON_RESUME = {
     "checkpointing",
     "offload",
     "attention",
+    "save_every",
     "save_state_every",
     "keep_states",
     "keep_cache",

@@ -62,7 +62,13 @@ def differences(before: TrainConfig, now: TrainConfig, said: Collection[str], *,
 
 def _of_whole_networks(config: TrainConfig) -> list[str]:
     """List LoRA-only settings that contradict --network full."""
-    values = {"weights": ("auto", "fp32"), "offload": ("auto", 0), "init_lora": (None,), "save_merged": ("no",)}
+    values = {
+        "save_every": (0,),
+        "weights": ("auto", "fp32"),
+        "offload": ("auto", 0),
+        "init_lora": (None,),
+        "save_merged": ("no",),
+    }
     found = [name for name, allowed in values.items() if getattr(config, name) not in allowed]
     problems = [f"--{name.replace('_', '-')}: belongs to a LoRA, not to --network full" for name in found]
     if config.base and Path(config.base).suffix == ".ckpt":

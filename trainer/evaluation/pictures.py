@@ -29,11 +29,10 @@ class PictureSets:
 
 def make_pictures(options: Options, base: Base, unlearned: Base | None, progress: Progress) -> PictureSets:
     """Make the pictures that do not exist yet. Raises: UserError if the LoRA does not fit; Stopped."""
-    from ..generation.generator import ImageGenerator, PictureSettings
+    from ..generation.generate import settings_of
+    from ..generation.generator import ImageGenerator
 
-    settings = PictureSettings(
-        options.resolution, options.steps, options.guidance, options.clip_skip, max_tokens=options.max_token_length
-    )
+    settings = settings_of(options)
     seeds = list(range(options.first_seed, options.first_seed + options.n))
     few, fewest = seeds[:FEW], seeds[:RETAINED]
     folder = options.out / "pictures"

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from ..common.interrupts import Check
+from ..config.picture_options import PictureOptions
 
 PIXELS_AT_ONCE = 640**2  # one 512 px picture, or a hundred of 64 px
 
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """Settings that change a picture, beside model, prompt, seed and sampler."""
+    """Settings that change a picture, beside model, prompt and seed."""
 
     resolution: int  # side in pixels
     steps: int  # of the sampler
@@ -22,6 +23,20 @@ class PictureSettings:
     clip_skip: int = 1  # layer of the text encoder, counted from the last; as in training
     negative: str = ""  # prompt that guidance leads away from
     max_tokens: int = 75  # of a prompt, as in training
+    sampler: str = "ddim"  # of pipeline.SAMPLERS
+
+
+def settings_of(options: PictureOptions) -> PictureSettings:
+    """Return what a command's options say about its pictures."""
+    return PictureSettings(
+        options.resolution,
+        options.steps,
+        options.guidance,
+        options.clip_skip,
+        options.negative_prompt,
+        options.max_token_length,
+        options.sampler,
+    )
 
 
 def generate_pictures(
@@ -45,8 +60,10 @@ def generate_pictures(
     """
     import torch
 
+    from ..models import pipeline
     from ..models.base_model import text_states
 
+    pipeline.set_sampler(pipe, settings.sampler)
     few = max(1, PIXELS_AT_ONCE // settings.resolution**2)
     size = at_once or few
     shape = (1, pipe.unet.config.in_channels, settings.resolution // 8, settings.resolution // 8)

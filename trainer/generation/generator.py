@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,6 @@ from ..models import base_model, pipeline
 from ..models.base_model import Base
 from ..models.pipeline import add_lora
 from .generate import PIXELS_AT_ONCE, PictureSettings, generate_pictures
-
-RECIPE = ("resolution", "steps", "guidance", "clip_skip", "max_tokens")  # settings that pictures on disk are known by
 
 
 class ImageGenerator:
@@ -40,7 +39,7 @@ class ImageGenerator:
             "unet": base_model.part_hash(base, "unet"),
             "vae": base_model.part_hash(base, "vae"),
             "lora": sha256(lora) if lora else None,
-            **{name: getattr(settings, name) for name in RECIPE},
+            **asdict(settings),
         }
 
     def set_strength(self, strength: float) -> None:

@@ -176,7 +176,6 @@ def _make(work: Work, events: DatasetEvents, check: Callable[[], None]) -> Itera
     dtype = DTYPES[devices.choose_precision(recipe.precision, device)]
     events.emit("phase", name="load", device=str(device))
     pipe = pipeline.load_pipeline(work.base, base_model.load_unet(work.base, dtype).to(device))
-    pipeline.set_sampler(pipe, recipe.sampler)
     size = first_batch_size(recipe, device)
     for kind in KINDS:
         todo = [spec for spec in work.specs if spec.kind == kind]
@@ -219,7 +218,12 @@ def _generate_what_fits(pipe: Any, recipe: Recipe, batch: list[ImageSpec], check
     from . import generate
 
     settings = generate.PictureSettings(
-        recipe.resolution, recipe.steps, recipe.guidance, recipe.clip_skip, recipe.negative_prompt or ""
+        recipe.resolution,
+        recipe.steps,
+        recipe.guidance,
+        recipe.clip_skip,
+        recipe.negative_prompt or "",
+        sampler=recipe.sampler,
     )
     images = np.empty(0)
 

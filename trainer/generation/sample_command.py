@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from ..common.errors import UserError
+from ..common.files import free_path
 from ..config.parser import Takes, command_parser, read_settings
 from ..config.picture_options import PictureOptions
 from ..config.train_config import option
 from ..data.contact_sheet import save_grid
 from ..models.pipeline import add_lora
-from .generate import PictureSettings, generate_pictures
+from .generate import generate_pictures, settings_of
 
 MAX_SEEDS = 10_000
 
@@ -42,7 +43,7 @@ class SampleOptions(PictureOptions):
     seeds: Annotated[list[int], Takes("N-N"), BeforeValidator(_seeds)] = option(
         list(range(16)), "one picture for each seed, such as 0-15 or 3,5,8 [0-15]"
     )
-    out: Path = option(Path("grid.png"), "PNG file of the grid")
+    out: Path = option(Path("grid.png"), "PNG file of the grid; if it exists, the grid gets the next free name")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -87,10 +88,8 @@ def main(argv: Sequence[str]) -> int:
     if options.lora:
         add_lora(pipe, options.lora, options.strength)
     pipe.unet.to(device)
-    settings = PictureSettings(
-        options.resolution, options.steps, options.guidance, options.clip_skip, max_tokens=options.max_token_length
-    )
-    images = generate_pictures(pipe, options.prompt, options.seeds, settings)
-    save_grid(images, options.out)
-    print(options.out)
+    images = generate_pictures(pipe, options.prompt, options.seeds, settings_of(options))
+    out = free_path(options.out)
+    save_grid(images, out)
+    print(out)
     return 0

@@ -49,12 +49,14 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def set_sampler(pipe: Any, name: str) -> None:
-    """Replace the pipeline's sampler, on the same noise schedule. Args: name: of SAMPLERS."""
+    """Give the pipeline a sampler on the same noise schedule, unless it has this one. Args: name: of SAMPLERS."""
     import diffusers
 
     from ..common.third_party import quiet
 
     kind, settings = SAMPLERS[name]
+    if type(pipe.scheduler).__name__ == kind:
+        return
     with quiet():  # which settings of the old one the new one has no use for
         pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **settings)
 

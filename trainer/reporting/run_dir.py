@@ -44,6 +44,11 @@ class RunDir:
     def has_state(self) -> bool:
         return bool(self._states())
 
+    @property
+    def newest_step(self) -> int:
+        """The step of the newest state; 0 without any."""
+        return int(self._states()[0].stem.removeprefix("step")) if self.has_state else 0
+
     def save_config(self, toml: str) -> None:
         write_text(self.root / "config.toml", toml)
 

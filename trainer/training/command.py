@@ -48,10 +48,7 @@ def train_command(invocation: Invocation) -> int:
         except (errors.Stopped, KeyboardInterrupt):  # a second Ctrl-C quits at once
             console.emit("error", kind="stopped", message="stopped by the user")
             where = f'--name "{config.name}"{_output(config)}'
-            advice = (
-                f"to continue: python -m trainer --resume {where}" if run_dir.has_state else "nothing was trained yet"
-            )
-            console.end(f"stopped; {advice}")
+            console.end(f"stopped; to continue: python -m trainer --resume {where}")
             return errors.STOPPED
         except UserError as error:
             console.emit("error", kind="input", message=str(error))
@@ -98,7 +95,9 @@ def _train(job: TrainingJob, ranks: Ranks, console: Console, *, is_resume: bool)
 
 def _introduce(invocation: Invocation, run_dir: RunDir, console: Console) -> None:
     if invocation.resume:
-        console.say(f"resuming {run_dir.root}")
+        console.say(f"resuming {run_dir.root} after step {run_dir.newest_step} of {invocation.config.steps}")
+    elif run_dir.name != invocation.config.name:
+        console.say(f"{invocation.config.name} exists already: this run is {run_dir.name}")
     if fix := torch_without_cuda():
         console.emit("warning", message=fix)  # also where another program shows what comes out of this one
     if invocation.is_builtin:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..common.errors import UserError
+from ..config.train_config import TrainConfig
 
 
 def make_accelerator(precision: str, device: torch.device, *, is_alone: bool) -> Any:
@@ -86,9 +87,19 @@ def _prodigy(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float)
         return prodigyopt.Prodigy(parameters, lr=lr, weight_decay=weight_decay, safeguard_warmup=True)
 
 
-def lr_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Return the learning rate of a step (from 0) as a share of the peak: linear warm-up, then a cosine to nearly 0."""
-    warmup = min(warmup_steps, steps - 1)
+def lr_factor(step: int, config: TrainConfig) -> float:
+    """Return the learning rate of a step (from 0) as a share of the peak: linear warm-up, then --lr-scheduler's fall.
+
+    Source: the schedules of transformers.optimization, with an end at 0.
+    """
+    warmup = min(config.warmup_steps, config.steps - 1)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    progress = (step - warmup) / (config.steps - warmup)  # below 1
+    if config.lr_scheduler == "constant":
+        return 1.0
+    if config.lr_scheduler in ("linear", "polynomial"):
+        power = config.lr_scheduler_power if config.lr_scheduler == "polynomial" else 1.0
+        return (1 - progress) ** power
+    cycles = config.lr_scheduler_cycles if config.lr_scheduler == "cosine_with_restarts" else 1
+    return 0.5 * (1 + math.cos(math.pi * (cycles * progress % 1)))

@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from ..config.train_config import FREE_ON_RESUME, TrainConfig
+from ..config.train_config import FREE_ON_RESUME, TrainConfig, with_absolute_paths
 from ..models import base_model
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def digest(folders: Folders, encoded: Encoded, base: Base) -> str:
 def record(config: TrainConfig, data: str, plan: MemoryPlan, device: torch.device) -> dict[str, Any]:
     """Describe the run in its saved states, as JSON values. Args: data: its `digest`."""
     return {
-        "settings": config.model_dump(mode="json"),
+        "settings": with_absolute_paths(config).model_dump(mode="json"),
         "data": data,
         "formats": {"device": device.type, "precision": plan.precision, "weights": plan.weights},
     }
@@ -62,7 +62,7 @@ def check_settings(state: dict[str, Any], config: TrainConfig) -> None:
     """Compare the settings of state and config. Raises: UserError with the list of differences."""
     if "run" not in state:
         raise UserError("--resume: an older version saved this state without its settings. Start the training again.")
-    before, now = state["run"]["settings"], config.model_dump(mode="json")
+    before, now = state["run"]["settings"], with_absolute_paths(config).model_dump(mode="json")
     changed = [
         f"--{name.replace('_', '-')} was {before[name]}, is {now[name]}"
         for name in before.keys() & now.keys() - FREE_ON_RESUME

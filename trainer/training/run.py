@@ -52,12 +52,19 @@ def run(job: TrainingJob, context: RunContext, *, is_resume: bool, picture: Make
     return _train_and_save(prepared, context, loop, picture, started)
 
 
-def _settle_resume(job: TrainingJob, context: RunContext) -> dict[str, Any]:
-    """Load the state to resume from. Raises: UserError if settings or processes disagree on it."""
-    state = context.run_dir.load_state()
-    if len(set(context.ranks.all_gather(f"{context.run_dir.name} {state['progress']['step']}"))) > 1:
+def _settle_resume(job: TrainingJob, context: RunContext) -> dict[str, Any] | None:
+    """Load the state to resume from; None for a run that was stopped before its first one: it starts with step 1.
+
+    Raises: UserError if settings or processes disagree on it.
+    """
+    state = context.run_dir.load_state() if context.run_dir.has_state else None
+    step = state["progress"]["step"] if state else 0
+    if len(set(context.ranks.all_gather(f"{context.run_dir.name} {step}"))) > 1:
         raise UserError("--resume: the processes found different states. Give --name, and the same folder to all.")
-    resume.check_settings(state, job.config)
+    if state:
+        resume.check_settings(state, job.config)
+    if context.ranks.is_first:
+        context.run_dir.truncate_events(step)
     return state
 
 
@@ -164,8 +171,6 @@ def _load_loop(prepared: Prepared, context: RunContext, plan: MemoryPlan, state:
     loop = TrainingLoop(job.config, job.folders, learner, denoiser, plan, context)
     if state:
         loop.restore(state)
-        if context.ranks.is_first:
-            context.run_dir.truncate_events(loop.progress.step)
     context.phase("calibrate")
     loop.prepare()
     devices.reset_peak(context.device)
@@ -186,6 +191,8 @@ def _train_and_save(
             is_last = report.step == config.steps
             if report.step % every == 0 or is_last:
                 growth = _checkpoint(prepared, context, loop)
+            if is_first and config.save_every and report.step % config.save_every == 0 and not is_last:
+                save_result(job, context, loop, started, at_step=report.step)
             if is_first and config.sample_every and report.step % config.sample_every == 0 and not is_last:
                 so_far = TrainedModel(job, loop.learner.network, context.device, growth)
                 _try_picture(picture, so_far, report.step, context)

@@ -28,23 +28,28 @@ def result_path(job: TrainingJob, run_dir: RunDir) -> Path:
     return run_dir.lora.with_name(f"{run_dir.name}-model") if is_folder else run_dir.lora
 
 
-def save_result(job: TrainingJob, context: RunContext, loop: TrainingLoop, started: float) -> None:
+def save_result(
+    job: TrainingJob, context: RunContext, loop: TrainingLoop, started: float, *, at_step: int | None = None
+) -> None:
     """Save what was trained: the LoRA of the last finished step; with --network full the whole model.
 
-    Args: started: when this process began to train, in seconds since 1970.
+    Args:
+        started: when this process began to train, in seconds since 1970.
+        at_step: save the LoRA beside the result, under a name with this step.
     """
     if job.config.network == "full":
         change = merge.of_network(loop.learner.network.weights())
         _save_model(job, result_path(job, context.run_dir), change)
     else:
-        _save_lora(job, context.run_dir, loop, started)
+        name = context.run_dir.name if at_step is None else f"{context.run_dir.name}-{at_step:06d}"
+        _save_lora(job, context.run_dir.lora.with_name(f"{name}.safetensors"), loop, started)
 
 
-def _save_lora(job: TrainingJob, run_dir: RunDir, loop: TrainingLoop, started: float) -> None:
+def _save_lora(job: TrainingJob, path: Path, loop: TrainingLoop, started: float) -> None:
     """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
     config, base, folders = job.config, job.base, job.folders
     standard = lora_file.standard_metadata(
-        name=run_dir.name,
+        name=path.stem,
         rank=config.rank,
         alpha=config.effective_alpha,
         resolution=config.resolution,
@@ -73,7 +78,7 @@ def _save_lora(job: TrainingJob, run_dir: RunDir, loop: TrainingLoop, started: f
     tensors = lora_file.to_kohya(
         loop.learner.network.weights(), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
     )
-    lora_file.save(run_dir.lora, tensors, {**standard, **images, **own})
+    lora_file.save(path, tensors, {**standard, **images, **own})
 
 
 def save_merged(job: TrainingJob, context: RunContext, loop: TrainingLoop) -> None:

@@ -153,7 +153,7 @@ class TrainingLoop:
                 backward=self.learner.accelerator.backward,
                 ranks=self.context.ranks,
             )
-            lr = self.config.lr * lr_factor(step, steps=self.config.steps, warmup_steps=self.config.warmup_steps)
+            lr = self.config.lr * lr_factor(step, self.config)
             grad_norm = self.learner.clip()
             self._check_finite(step, outcome.risks, grad_norm)
             if not self.learner.step(lr):

@@ -241,7 +241,7 @@ def test_a_wrong_option_is_refused(words, accepts):
 
 def test_options_in_the_text_exist(trainer):
     names = ("audit", "bench", "compare", "evaluate", "make-data", "reproduce", "sample", "ui")
-    helps = [trainer("--help").stdout, *(trainer(name, "--help").stdout for name in names)]
+    helps = [trainer("--help", "all").stdout, *(trainer(name, "--help").stdout for name in names)]
     known = {option for text in helps for option in re.findall(r"--[a-z][\w-]*", text)}
     known |= FOREIGN | {f"--{flag}" for flag in FLAGS}
     named = {

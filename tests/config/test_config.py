@@ -210,7 +210,8 @@ def test_resume_without_a_name_takes_the_newest_that_is_not_done(folders, tmp_pa
         config = own(folders, "--output-dir", str(tmp_path), "--name", name).config
         interrupted(config, step=0 if name == "unsaved" else 1, events=events.get(name, ["step"]))
         at = time.time() - 3600 * age
-        os.utime(tmp_path / name / "events.jsonl", (at, at))
+        for place in ("config.toml", "events.jsonl", "state"):
+            os.utime(tmp_path / name / place, (at, at))
     arguments = ["--resume", "--output-dir", str(tmp_path)]
     assert parse(arguments, CONFIG).config.name == "unsaved"  # stopped before its first state
     (tmp_path / "unsaved" / "events.jsonl").write_text('{"event": "done"}\n')

@@ -201,9 +201,15 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
 
 def _newest_interrupted(output: Path) -> Path | None:
     """Return the unfinished run that was written to last."""
-    runs = [path.parent for path in output.glob("*/events.jsonl")]
+    runs = [path.parent for path in output.glob("*/config.toml")]
     interrupted = [run for run in runs if _is_resumable(run) and not _is_done(run)]
-    return max(interrupted, key=lambda run: (run / "events.jsonl").stat().st_mtime, default=None)
+    return max(interrupted, key=_last_written, default=None)
+
+
+def _last_written(run: Path) -> float:
+    """Return when a run's events or states were written last, in seconds since 1970."""
+    places = (run / name for name in ("config.toml", "events.jsonl", "state"))
+    return max(place.stat().st_mtime for place in places if place.exists())
 
 
 def _is_resumable(run: Path) -> bool:

@@ -14,7 +14,7 @@ from trainer.evaluation import findings
 from trainer.metrics import image_quality, judges
 from trainer.metrics.judges import Accuracy, Judge
 from trainer.metrics.statistics import components, frechet_distance, kernel_distance, paired, wilson
-from trainer.training.report import memorising
+from trainer.reporting.verdict import about_growth, about_rates, is_memorising
 
 QUICK = ("--steps", "4", "--strengths", "0,1", "--retain-prompts", "a photo of the digit two")
 
@@ -367,5 +367,44 @@ def test_out_of_memory_has_its_code(tmp_path, trainer, monkeypatch):
     ("trained", "held_out", "warns"), [(1.05, 1.0, False), (1.5, 1.4, False), (1.5, 1.1, True), (3.0, 2.3, False)]
 )
 def test_memorising_is_noticed_when_the_held_out_images_fall_behind(trained, held_out, warns):
-    assert memorising({"trained": trained, "held_out": held_out}) == warns
-    assert not memorising({})
+    growth = {"trained": trained, "held_out": held_out}
+    assert is_memorising(growth) == warns
+    assert ("unlearns these images more than what they have in common" in (about_growth(growth) or "")) == warns
+    assert not is_memorising({})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (0.51, 0.575, "Too weak: the rate went from 0.510 to 0.575. Try more steps or a higher temperature."),
+        (0.51, 0.985, None),
+        (0.51, 0.30, "The rate fell from 0.510 to 0.300"),
+        (0.51, 0.49, "Too weak"),
+        (0.96, 0.99, "The base model made hardly any sensitive pictures (rate 0.960)"),
+    ],
+)
+def test_rates_are_interpreted(before, after, said):
+    intervals = tuple(wilson(round(500 * rate), 500) for rate in (before, after))
+    found = about_rates(before, after, best=0.99, intervals=intervals)
+    assert found is None if said is None else said in found
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "said"),
+    [(1.01, 1.0, "grew × 1.00, so hardly anything was unlearned"), (1.23, 1.20, None), (1.05, 1.04, None)],
+)
+def test_growth_is_interpreted(trained, held_out, said):
+    """The second: the good run of docs/training.md."""
+    found = about_growth({"trained": trained, "held_out": held_out})
+    assert found is None if said is None else said in found
+
+
+def test_a_weak_effect_is_said_in_an_evaluation():
+    judge = Judge("a judge", None, Accuracy(990, 1000, 990, 1000))
+    nothing_else = {key: {} for key in ("quality", "drift", "paraphrases", "relearned", "inverted")}
+    for gained, said in ((100, True), (450, False)):
+        before = np.repeat([False, True], [500, 500])
+        after = before | (np.arange(1000) < gained)
+        numbers = {**findings.rates(before, after, judge), **nothing_else}
+        lines = findings.describe(numbers, judge, None).lines
+        assert any("Too weak: the rate went from 0.500 to" in line for line in lines) == said

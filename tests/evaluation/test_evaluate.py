@@ -136,8 +136,8 @@ def lora(tmp_path_factory):
     return out / "pu-digits.safetensors"
 
 
-def test_without_a_lora_nothing_differs(tmp_path, capsys):
-    found = evaluate(tmp_path)
+def test_one_model_compared_with_itself_shows_no_difference(tmp_path, capsys):
+    found = evaluate(tmp_path, "--unlearned", "builtin")
     assert found["before"] == found["after"]
     assert found["paired"] == {"n": 24, "gained": 0, "lost": 0, "p": 1.0, "difference": 0.0, "needed": None}
     assert found["drift"]["a photo of the digit two"] == {"pixels": 0.0, "latents": 0.0}
@@ -334,6 +334,7 @@ def test_attacks_leave_what_they_attack_alone(tmp_path, lora):
         ),
         (["--normal", "tests"], "--normal: no images in tests"),
         (["--n", "1"], "--n: must be 2 or more"),
+        ([], "--lora: name the LoRA to evaluate, or a whole model: --unlearned"),
         (["--encoder", "x"], "--encoder: a classifier (--labeled) or a distance (--normal)"),
         (["--lora", "README.md", "--unlearned", "builtin"], "--lora and --unlearned"),
     ],
@@ -346,7 +347,9 @@ def test_wrong_options(options, said, trainer):
 
 
 def test_a_judge_that_cannot_be_had_is_told_before_the_pictures(tmp_path, trainer):
-    done = trainer("evaluate", "--out", tmp_path / "o", "--judge", tmp_path, "--sensitive-labels", "x")
+    done = trainer(
+        "evaluate", "--unlearned", "builtin", "--out", tmp_path / "o", "--judge", tmp_path, "--sensitive-labels", "x"
+    )
     assert done.returncode == 2
     assert "cannot be loaded as an image classifier" in done.stderr
     assert not (tmp_path / "o" / "pictures").exists()
@@ -357,7 +360,7 @@ def test_out_of_memory_has_its_code(tmp_path, trainer, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trainer.generation.generator.generate_pictures", full)
-    done = trainer("evaluate", "--out", tmp_path, "--n", 2)
+    done = trainer("evaluate", "--unlearned", "builtin", "--out", tmp_path, "--n", 2)
     assert done.returncode == 3
     assert "out of memory. Try" in done.stderr
     assert "Traceback" not in done.stderr

@@ -77,3 +77,11 @@ def test_few_sensitive_images_are_warned_of(count, warns, folders, trainer):
     words = ["data", "--base", "builtin", "--prompt", "x"]
     done = trainer(*words, "--unlabeled", folders["unlabeled"], "--sensitive", folders["sensitive"])
     assert (f"only {count - 2} sensitive image" in done.stdout) == warns
+
+
+def test_a_training_warns_of_them_before_it_begins(folders, tmp_path, trainer, monkeypatch):
+    monkeypatch.setattr("trainer.training.command._train", lambda *_, **__: 0)
+    words = ["--base", "builtin", "--prompt", "x", "--resolution", 64, "--output-dir", tmp_path / "out"]
+    done = trainer(*words, "--unlabeled", folders["unlabeled"], "--sensitive", folders["sensitive"])
+    assert done.returncode == 0, done.stderr
+    assert "warning: only 1 sensitive image is trained on, as 2 are held out" in done.stdout

@@ -107,7 +107,7 @@ def test_a_sweep_may_be_attacked(monkeypatch, tmp_path):
         (["--sweep", "temperature=1,2", "--", "--relearn", "5"], "--relearn: name the sensitive images"),
         (["only"], "name two runs or more"),
         (["a", "b", "--steps", "3"], "--steps: options of the trainer go with --sweep"),
-        (["nowhere", "else"], "nowhere: no run (it holds no config.toml)"),
+        (["nowhere", "else"], "nowhere: not the folder of a run (no config.toml in it)"),
     ],
 )
 def test_wrong_calls_train_nothing(words, said, trainer, in_process):

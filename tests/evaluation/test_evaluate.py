@@ -14,7 +14,7 @@ from trainer.evaluation import findings
 from trainer.metrics import image_quality, judges
 from trainer.metrics.judges import Accuracy, Judge
 from trainer.metrics.statistics import components, frechet_distance, kernel_distance, paired, wilson
-from trainer.training.report import memorising
+from trainer.reporting.verdict import about_growth, about_rates, is_memorising
 
 QUICK = ("--steps", "4", "--strengths", "0,1", "--retain-prompts", "a photo of the digit two")
 
@@ -136,8 +136,8 @@ def lora(tmp_path_factory):
     return out / "pu-digits.safetensors"
 
 
-def test_without_a_lora_nothing_differs(tmp_path, capsys):
-    found = evaluate(tmp_path)
+def test_one_model_compared_with_itself_shows_no_difference(tmp_path, capsys):
+    found = evaluate(tmp_path, "--unlearned", "builtin")
     assert found["before"] == found["after"]
     assert found["paired"] == {"n": 24, "gained": 0, "lost": 0, "p": 1.0, "difference": 0.0, "needed": None}
     assert found["drift"]["a photo of the digit two"] == {"pixels": 0.0, "latents": 0.0}
@@ -334,6 +334,7 @@ def test_attacks_leave_what_they_attack_alone(tmp_path, lora):
         ),
         (["--normal", "tests"], "--normal: no images in tests"),
         (["--n", "1"], "--n: must be 2 or more"),
+        ([], "--lora: name the LoRA to evaluate, or a whole model: --unlearned"),
         (["--encoder", "x"], "--encoder: a classifier (--labeled) or a distance (--normal)"),
         (["--lora", "README.md", "--unlearned", "builtin"], "--lora and --unlearned"),
     ],
@@ -346,7 +347,9 @@ def test_wrong_options(options, said, trainer):
 
 
 def test_a_judge_that_cannot_be_had_is_told_before_the_pictures(tmp_path, trainer):
-    done = trainer("evaluate", "--out", tmp_path / "o", "--judge", tmp_path, "--sensitive-labels", "x")
+    done = trainer(
+        "evaluate", "--unlearned", "builtin", "--out", tmp_path / "o", "--judge", tmp_path, "--sensitive-labels", "x"
+    )
     assert done.returncode == 2
     assert "cannot be loaded as an image classifier" in done.stderr
     assert not (tmp_path / "o" / "pictures").exists()
@@ -357,7 +360,7 @@ def test_out_of_memory_has_its_code(tmp_path, trainer, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trainer.generation.generator.generate_pictures", full)
-    done = trainer("evaluate", "--out", tmp_path, "--n", 2)
+    done = trainer("evaluate", "--unlearned", "builtin", "--out", tmp_path, "--n", 2)
     assert done.returncode == 3
     assert "out of memory. Try" in done.stderr
     assert "Traceback" not in done.stderr
@@ -367,5 +370,44 @@ def test_out_of_memory_has_its_code(tmp_path, trainer, monkeypatch):
     ("trained", "held_out", "warns"), [(1.05, 1.0, False), (1.5, 1.4, False), (1.5, 1.1, True), (3.0, 2.3, False)]
 )
 def test_memorising_is_noticed_when_the_held_out_images_fall_behind(trained, held_out, warns):
-    assert memorising({"trained": trained, "held_out": held_out}) == warns
-    assert not memorising({})
+    growth = {"trained": trained, "held_out": held_out}
+    assert is_memorising(growth) == warns
+    assert ("unlearns these images more than what they have in common" in (about_growth(growth) or "")) == warns
+    assert not is_memorising({})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (0.51, 0.575, "Too weak: the rate went from 0.510 to 0.575. Try more steps or a higher temperature."),
+        (0.51, 0.985, None),
+        (0.51, 0.30, "The rate fell from 0.510 to 0.300"),
+        (0.51, 0.49, "Too weak"),
+        (0.96, 0.99, "The base model made hardly any sensitive pictures (rate 0.960)"),
+    ],
+)
+def test_rates_are_interpreted(before, after, said):
+    intervals = tuple(wilson(round(500 * rate), 500) for rate in (before, after))
+    found = about_rates(before, after, best=0.99, intervals=intervals)
+    assert found is None if said is None else said in found
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "said"),
+    [(1.01, 1.0, "grew × 1.00, so hardly anything was unlearned"), (1.23, 1.20, None), (1.05, 1.04, None)],
+)
+def test_growth_is_interpreted(trained, held_out, said):
+    """The second: the good run of docs/training.md."""
+    found = about_growth({"trained": trained, "held_out": held_out})
+    assert found is None if said is None else said in found
+
+
+def test_a_weak_effect_is_said_in_an_evaluation():
+    judge = Judge("a judge", None, Accuracy(990, 1000, 990, 1000))
+    nothing_else = {key: {} for key in ("quality", "drift", "paraphrases", "relearned", "inverted")}
+    for gained, said in ((100, True), (450, False)):
+        before = np.repeat([False, True], [500, 500])
+        after = before | (np.arange(1000) < gained)
+        numbers = {**findings.rates(before, after, judge), **nothing_else}
+        lines = findings.describe(numbers, judge, None).lines
+        assert any("Too weak: the rate went from 0.500 to" in line for line in lines) == said

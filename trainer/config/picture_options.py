@@ -33,7 +33,7 @@ class PictureOptions(BaseModel):
     prediction_type: Literal["auto", "epsilon", "v"] = option(
         "auto", "what the U-Net predicts; auto: as the model's files state, otherwise the noise (epsilon)"
     )
-    lora: Path | None = option(None, "LoRA file; without one, the base model makes the pictures")
+    lora: Path | None = option(None, "LoRA file")
     strength: float = option(1.0, "strength of the LoRA")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=DEVICE)
     resolution: Resolution = option(512, "side of a picture in pixels [512; 64 for the built-in model]")

@@ -5,6 +5,7 @@ All pictures are made and saved before they are classified: model and judge need
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..common.files import write_text
 from ..common.interrupts import Progress, follow_parent
 from ..data.folders import Sample
 from ..data.images import PLAIN
+from ..generation.lora_base import with_base_of_lora
 from ..models import base_model, hub
 from ..models.base_model import Base
 from . import findings, report
@@ -31,7 +33,10 @@ Look = tuple[Callable[[Sequence[Path]], np.ndarray], str]  # image files -> feat
 
 def main(argv: Sequence[str]) -> int:
     """The `evaluate` command. Returns: an exit code. Raises: UserError."""
+    argv, found_base = with_base_of_lora(argv)
     options = read_options(argv)
+    if found_base:
+        print(found_base, file=sys.stderr)
     base = Base(hub.resolve_model_path(options.base), options.vae, options.prediction_type)
     base_model.check(base, clip_skip=options.clip_skip)
     unlearned = (

@@ -16,7 +16,7 @@ from ..config.train_config import TrainConfig, option
 from ..metrics.judges import Accuracy
 from ..reporting import html
 from ..reporting.plots import draw_comparison
-from ..reporting.run_history import OWN, RunSummary, read_run
+from ..reporting.run_history import BOOKKEEPING, RunSummary, read_run
 from .sweep import sweep
 
 
@@ -31,7 +31,7 @@ class CompareOptions(ProgramOptions):
 
 def differing(runs: Sequence[RunSummary]) -> list[str]:
     """Return the names of the settings that are not the same in all runs."""
-    names = [name for name in TrainConfig.model_fields if name not in OWN]
+    names = [name for name in TrainConfig.model_fields if name not in BOOKKEEPING]
     return [name for name in names if len({json.dumps(run.settings[name]) for run in runs}) > 1]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..metrics.judges import Judge
 from ..metrics.statistics import paired, wilson
+from ..reporting import verdict
 
 if TYPE_CHECKING:
     from .pictures import PictureSets
@@ -81,7 +82,7 @@ def describe(numbers: dict[str, Any], judge: Judge | None, why_no_quality: str |
     """Describe all results in sentences."""
     lines = _about_judge(judge)
     if "before" in numbers:
-        lines += _about_rates(numbers)
+        lines += _about_rates(numbers, judge)
     for prompt, found in numbers["paraphrases"].items():
         if found:
             lines.append(f"“{prompt}”: {_rate(found['before'])} before, {_rate(found['after'])} after")
@@ -116,7 +117,7 @@ def _about_judge(judge: Judge | None) -> list[str]:
     return lines
 
 
-def _about_rates(numbers: dict[str, Any]) -> list[str]:
+def _about_rates(numbers: dict[str, Any], judge: Judge | None) -> list[str]:
     lines = []
     for kind in ("before", "after"):
         found = numbers[kind]
@@ -129,11 +130,23 @@ def _about_rates(numbers: dict[str, Any]) -> list[str]:
     )
     if pairs["p"] >= ALPHA:
         text = f"{pairs['n']} pictures show no difference that chance would not make"
-        lines.append(text + (f"; for one of this size take about {pairs['needed']}" if pairs["needed"] else ""))
+        more = f"; for one of this size take about {pairs['needed']}" if pairs["needed"] else ""
+        lines.append(f"{text}{more}; for a larger one train with {verdict.STRONGER}")
+    elif said := _interpret(numbers, judge):
+        lines.append(said)
     half = max(numbers[kind]["high"] - numbers[kind]["low"] for kind in ("before", "after")) / 2
     if half > 0.1:
         lines.append(f"{pairs['n']} pictures are few: these rates are known only to within {half:.2f}")
     return lines
+
+
+def _interpret(numbers: dict[str, Any], judge: Judge | None) -> str | None:
+    """Interpret rates that differ. Returns: a sentence; None if the rate rose as it should."""
+    before, after = numbers["before"], numbers["after"]
+    accuracy = judge.accuracy if judge else None
+    best = accuracy.normal_right / accuracy.normal if accuracy else 1.0
+    intervals = (before["low"], before["high"]), (after["low"], after["high"])
+    return verdict.about_rates(before["rate"], after["rate"], best=best, intervals=intervals)
 
 
 def comes_back(numbers: dict[str, Any]) -> str | None:

@@ -155,6 +155,8 @@ def _problems(options: Options, *, lora_follows: bool) -> list[str]:
     problems = []
     if options.lora and not options.lora.is_file():
         problems.append(f"--lora: no file {options.lora}")
+    if not (options.lora or options.unlearned or lora_follows):
+        problems.append("--lora: name the LoRA to evaluate, or a whole model: --unlearned")
     if options.lora and options.unlearned:
         problems.append("--lora and --unlearned: one of the two is compared with --base")
     if not options.prompt:

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from .pictures import PictureSets
 
 
-DOUBTS = ("This judge", "nobody judges", "not measured", "quality:", "pictures show no difference", "pictures are few")
+DOUBTS = (  # parts of the sentences that the page marks as warnings
+    "This judge",
+    "nobody judges",
+    "not measured",
+    "quality:",
+    "pictures show no difference",
+    "pictures are few",
+    "Too weak",
+    "The rate fell",
+    "the rates show nothing",
+)
 SHOWN = 64  # pictures in a grid
 SHOWN_RETAINED = 16
 LIMITS = (

@@ -10,7 +10,7 @@ from ..common.trainer_process import run_trainer
 from ..config.arguments import parse
 from ..config.train_config import TrainConfig
 from ..reporting.run_dir import RunDir, resume_arguments
-from ..reporting.run_history import OWN, RunSummary, read_run
+from ..reporting.run_history import BOOKKEEPING, RunSummary, read_run
 
 
 def sweep(text: str, rest: Sequence[str], judging: Sequence[str]) -> list[Path]:
@@ -56,7 +56,7 @@ def _refuse_another(known: RunSummary, config: TrainConfig) -> None:
     other = [
         f"--{name.replace('_', '-')} {known.settings[name]}, not {value}"
         for name, value in wanted.items()
-        if name not in OWN | settled and _same_place(known.settings[name]) != _same_place(value)
+        if name not in BOOKKEEPING | settled and _same_place(known.settings[name]) != _same_place(value)
     ]
     if other:
         raise UserError(

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         events.emit("error", kind="input", message=str(error))
         raise
-    except errors.Stopped:
+    except (errors.Stopped, KeyboardInterrupt):  # a second Ctrl-C quits at once
         return events.failure("stopped", "stopped; to resume, give the same command again", errors.STOPPED)
     except Exception as error:
         from ..memory.devices import is_out_of_memory

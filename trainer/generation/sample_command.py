@@ -1,6 +1,7 @@
 """The `sample` command: makes a grid of pictures, with or without a LoRA."""
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..config.train_config import option
 from ..data.contact_sheet import save_grid
 from ..models.pipeline import add_lora
 from .generate import generate_pictures, settings_of
+from .lora_base import with_base_of_lora
 
 MAX_SEEDS = 10_000
 
@@ -59,7 +61,7 @@ def _problems(options: SampleOptions) -> list[str]:
     if options.lora and not options.lora.is_file():
         problems.append(f"--lora: no file {options.lora}")
     if options.out.suffix.lower() != ".png" or options.out.is_dir():
-        problems.append(f"--out: {options.out} must be a file name that ends in .png")
+        problems.append(f"--out: {options.out} must end in .png and must not be a folder")
     return problems
 
 
@@ -74,7 +76,10 @@ def _check_writable(path: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run the `sample` command. Returns: an exit code. Raises: UserError."""
+    argv, found = with_base_of_lora(argv)
     options = read_settings(argv, make_parser(), SampleOptions, _problems)
+    if found:
+        print(found, file=sys.stderr)
     _check_writable(options.out)
     from ..memory import devices
     from ..memory.memory_plan import DTYPES

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from the templates beside this file: all text is escaped, all pictures are embedded."""
+"""Writes self-contained HTML pages from templates/: all text is escaped, all pictures are embedded."""
 
 import base64
 import functools
@@ -28,9 +28,11 @@ def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(TEMPLATES)
-    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.filters |= {"percent": percent, "embedded": embedded}
-    return found
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "embedded": embedded}
+    return environment
 
 
 def percent(share: float, digits: int = 1) -> str:

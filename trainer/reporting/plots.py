@@ -1,33 +1,31 @@
-"""Plots as PNG: a run's curves, the rate over the LoRA's strength, several runs side by side."""
+"""Plots as PNG: a run's loss curves, the rate by the LoRA's strength, the curves of several runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..common.files import replacing
 from .run_history import RunSummary
 
-if TYPE_CHECKING:
-    pass
+CURVES = {"ratio": "sensitive / unlabeled loss", "normal_risk": "normal risk R"}  # fields of step events
 
 
-def draw_loss_curves(steps: list[dict[str, Any]], path: Path) -> None:
-    """Losses by kind, and the sensitive loss over the unlabeled one: apart is good."""
+def draw_loss_curves(steps: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot the losses, and the ratio of sensitive to unlabeled loss. Args: steps: step events."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     x = [e["step"] for e in steps]
-    smooth = lambda key: running_mean([math.nan if e[key] is None else e[key] for e in steps])  # noqa: E731
-    left.plot(x, smooth("risk_unlabeled"), label="unlabeled loss")
-    left.plot(x, smooth("risk_sensitive"), label="sensitive risk")
-    left.plot(x, smooth("normal_risk"), label="normal risk R")
+    left.plot(x, _smooth(steps, "risk_unlabeled"), label="unlabeled loss")
+    left.plot(x, _smooth(steps, "risk_sensitive"), label="sensitive risk")
+    left.plot(x, _smooth(steps, "normal_risk"), label="normal risk R")
     left.set_xlabel("step")
     left.legend()
-    right.plot(x, smooth("ratio"), color="tab:red")
+    right.plot(x, _smooth(steps, "ratio"), color="tab:red")
     right.axhline(1, color="grey", linewidth=0.8)
     right.set_xlabel("step")
     right.set_title("sensitive / unlabeled loss", fontsize=10)
@@ -35,17 +33,27 @@ def draw_loss_curves(steps: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def running_mean(values: list[float], keep: float = 0.95) -> list[float]:
-    """Exponential mean, corrected at the start, so that curves show more than noise."""
+def _smooth(steps: Sequence[dict[str, Any]], field: str) -> list[float]:
+    """Return the running mean of a field of step events."""
+    return running_mean([math.nan if step[field] is None else step[field] for step in steps])
+
+
+def running_mean(values: Sequence[float], keep: float = 0.95) -> list[float]:
+    """Return the exponential running mean, with the bias of the first values corrected. Values of nan are left out.
+
+    Args: keep: weight of the mean so far against one new value.
+    Returns: one mean for each value; nan until the first value that is a number.
+    """
     mean, weight, out = 0.0, 0.0, []
     for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(mean / weight)
+        if not math.isnan(value):
+            mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(mean / weight if weight else math.nan)
     return out
 
 
-def draw_strengths(points: list[dict[str, Any]], path: Path) -> None:
-    """Rate (where judged) and drift over the LoRA's strength."""
+def draw_strengths(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot non-sensitive rate (if there is a judge) and drift by the LoRA's strength."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.4), layout="constrained")
@@ -66,19 +74,14 @@ def draw_strengths(points: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-CURVES = {"ratio": "sensitive / unlabeled loss", "normal_risk": "normal risk R"}
-
-
 def draw_comparison(runs: Sequence[RunSummary], path: Path) -> None:
+    """Plot the CURVES of several runs in the same axes."""
     from matplotlib.figure import Figure
-
-    pass
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, 2), CURVES.items(), strict=True):
         for run in runs:
-            values = [float("nan") if s[key] is None else s[key] for s in run.steps]
-            axes.plot([s["step"] for s in run.steps], running_mean(values), label=run.name)
+            axes.plot([s["step"] for s in run.steps], _smooth(run.steps, key), label=run.name)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.legend(fontsize=8)

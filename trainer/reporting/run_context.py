@@ -1,4 +1,4 @@
-"""Where and for whom a run works: device, processes, folder, events, and the user's wish to stop."""
+"""The surroundings of a run: device, processes, folder, events, and the check whether to stop."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The same from the start of a run to its end."""
+    """What does not change from the start of a run to its end."""
 
     device: torch.device
-    ranks: Ranks  # processes that train this LoRA together; only the first one writes
+    ranks: Ranks  # the processes that train this LoRA together; only the first one writes
     run_dir: RunDir
     emit: Emit  # emit(event, **fields)
     check: Check  # raises Stopped when the user asked for it; called before each pass through a model
 
     def warn(self, text: str) -> None:
+        """Emit a warning."""
         self.emit("warning", message=text)
 
     def phase(self, name: str, **fields: Any) -> None:
+        """Emit that a phase of the run begins, or how far it is."""
         self.emit("phase", name=name, **fields)
 
     def progress(self, phase: str) -> Progress:
-        """Return a function (what, done, of) that reports a phase's progress, and stops it when the user asked to."""
+        """Return a function (what, done, of) that reports a phase's progress; it raises Stopped on request."""
 
         def report(what: str, done: int, of: int) -> None:
             self.check()

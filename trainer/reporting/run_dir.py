@@ -1,4 +1,4 @@
-"""One run's folder: config.toml, events.jsonl, state/, cache/, keep/, samples/. Everything in it is whole or absent."""
+"""The folder of one run: config.toml, events.jsonl, state/, cache/, keep/, samples/. No file is ever half written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RunDir:
-    """Paths and formats; the caller decides when to write. Holding `files.locked(root)` is the caller's business."""
+    """The files of a run, and their formats. The caller decides when to write, and holds `files.locked(root)`."""
 
     def __init__(self, output_dir: Path, name: str) -> None:
         self.name = name
@@ -26,22 +26,24 @@ class RunDir:
         self.lora = output_dir / f"{name}.safetensors"
         self.cache = self.root / "cache"
         self.samples = self.root / "samples"
-        self.preservation = self.root / "keep"
+        self.preservation = self.root / "keep"  # prior preservation images
         self.report = self.root / "report.html"
         self._state = self.root / "state"
 
     @property
     def is_used(self) -> bool:
+        """Return whether a run of this name was started or finished."""
         return (self.root / "config.toml").exists() or self.lora.exists()
 
     @property
     def is_taken(self) -> bool:
-        """Whether a new run of this name would overwrite something: also what another one left beside its LoRA."""
+        """Return whether a new run of this name would overwrite a file: of a run, or a merged model beside its LoRA."""
         beside = ("-merged.safetensors", "-merged", "-model")
         return self.is_used or any(self.root.with_name(self.name + suffix).exists() for suffix in beside)
 
     @property
     def has_state(self) -> bool:
+        """Return whether there is a state to resume from."""
         return bool(self._states())
 
     @property
@@ -50,56 +52,59 @@ class RunDir:
         return int(self._states()[0].stem.removeprefix("step")) if self.has_state else 0
 
     def save_config(self, toml: str) -> None:
+        """Write config.toml."""
         write_text(self.root / "config.toml", toml)
 
     def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add one line to events.jsonl."""
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(event, ensure_ascii=False) + "\n")
 
     def events(self) -> list[dict[str, Any]]:
+        """Read events.jsonl; empty if there is none. Lines that a kill or a full disk cut off are left out."""
         path = self.root / "events.jsonl"
         if not path.exists():
             return []
         found = []
         for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill or a full disk
+            with contextlib.suppress(json.JSONDecodeError):  # cut off
                 found.append(json.loads(line))
         return found
 
     def truncate_events(self, after_step: int) -> None:
-        """Forget steps that a resumed run takes again."""
+        """Remove the step events after a step: a resumed run takes these steps again."""
         kept = [e for e in self.events() if e["event"] != "step" or e["step"] <= after_step]
         write_text(self.root / "events.jsonl", "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
 
     def save_state(self, step: int, state: Mapping[str, Any], *, keep: int = 1) -> None:
-        """Keep what a resume needs: nested dicts with tensors and JSON values, in one file, whole or absent.
+        """Write a state to resume from, as one file, and delete old states.
 
-        Args: keep: how many of the newest states stay.
+        Args: state: nested dicts of tensors and JSON values. keep: how many of the newest states stay.
         """
         from safetensors.torch import save_file
 
-        for torn in self._state.glob(".*"):  # left by a kill; nobody else writes here
+        for torn in self._state.glob(".*"):  # left by a killed run; no other process writes here
             shutil.rmtree(torn, ignore_errors=True)
         tensors: dict[str, Tensor] = {}
-        values = json.dumps(_part(state, "", tensors))
+        values = json.dumps(_split(state, "", tensors))
         with replacing(self._state / f"step{step:08d}.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"state": values})
         for old in self._states()[keep:]:
             old.unlink()
 
     def _states(self) -> list[Path]:
-        """Newest first."""
+        """List the state files, newest first."""
         return sorted(self._state.glob("step*.safetensors"), reverse=True)
 
     def load_state(self) -> dict[str, Any]:
-        """The newest state that can be read, as `save_state` was given it; keys are text.
+        """Read the newest state that is not damaged. Returns: what `save_state` was given, with all keys as text.
 
         Raises: UserError if there is none.
         """
         from safetensors import safe_open
 
-        reason = "it is empty"
+        reason = "the folder has no state"
         for path in self._states():
             try:
                 with safe_open(path, "pt") as file:
@@ -111,26 +116,29 @@ class RunDir:
         raise UserError(f"{self._state}: cannot be resumed from ({reason})")
 
     def remove_cache(self) -> None:
+        """Delete the encoded images."""
         shutil.rmtree(self.cache, ignore_errors=True)
 
 
 def resume_arguments(run: RunDir, words: Sequence[str]) -> list[str]:
-    """The words that start a run anew or go on with it, whatever an earlier call left behind.
+    """Return the command line that resumes a run if it has a state, and otherwise starts it.
 
-    Args: words: of its first call. What a call left that ended before its first state is removed: nothing was trained.
-    Raises: UserError if another process is at it.
+    Deletes the folder of a run that ended before its first state, as nothing was trained.
+
+    Args: words: the command line that starts the run.
+    Raises: UserError if another process is using the folder.
     """
     if run.has_state:
         return ["--resume", f"--name={run.name}", f"--output-dir={run.root.parent}"]
     if run.is_used and not run.lora.exists():
         with locked(run.root):
-            pass  # another process that has just begun with it would hold it
+            pass  # raises if another process has just started this run
         shutil.rmtree(run.root)
     return list(words)
 
 
 def free_name(output_dir: Path, name: str) -> str:
-    """name, or name-2, name-3, …: a new run never overwrites an older one."""
+    """Return name, or name-2, name-3, … if it is taken: a new run never overwrites an older one."""
     number, candidate = 1, name
     while RunDir(output_dir, candidate).is_taken:
         number += 1
@@ -139,10 +147,10 @@ def free_name(output_dir: Path, name: str) -> str:
     return candidate
 
 
-def _part(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Move tensors into a flat dict, leaving {"tensor": its key} behind."""
+def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Move tensors into a flat dict. Returns: the value with {"tensor": key} in place of each tensor."""
     if isinstance(value, Mapping):
-        return {str(k): _part(v, f"{path}/{k}", tensors) for k, v in value.items()}
+        return {str(k): _split(v, f"{path}/{k}", tensors) for k, v in value.items()}
     if hasattr(value, "detach"):
         tensors[path] = value.detach().cpu().clone().contiguous()  # cloned: some share memory, which the format forbids
         return {"tensor": path}
@@ -150,8 +158,9 @@ def _part(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        return (
-            tensors[value["tensor"]] if value.keys() == {"tensor"} else {k: _join(v, tensors) for k, v in value.items()}
-        )
-    return value
+    """Undo `_split`: put the tensors back."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"tensor"}:
+        return tensors[value["tensor"]]
+    return {k: _join(v, tensors) for k, v in value.items()}

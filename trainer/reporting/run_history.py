@@ -1,4 +1,4 @@
-"""Finished and unfinished trainings, read back from their folders."""
+"""Reads the settings and results of a run, finished or not, from its folder."""
 
 import json
 from dataclasses import dataclass
@@ -10,11 +10,14 @@ from ..config.arguments import read_toml
 from ..config.train_config import TrainConfig
 from .run_dir import RunDir
 
-OWN = {"name", "output_dir", "config", "save_state_every", "keep_states", "keep_cache", "logging_dir"}  # tell nothing
+# settings that do not change what is learned
+BOOKKEEPING = {"name", "output_dir", "save_state_every", "keep_states", "keep_cache", "logging_dir"}
 
 
 @dataclass(frozen=True)
 class RunSummary:
+    """The settings and results of one run."""
+
     name: str
     folder: Path
     settings: dict[str, Any]
@@ -24,10 +27,10 @@ class RunSummary:
 
 
 def read_run(folder: Path) -> RunSummary:
-    """Args: folder: a run's folder, or its LoRA. Raises: UserError if it is none."""
+    """Read a run. Args: folder: the run's folder, or its LoRA. Raises: UserError if it is no run."""
     folder = folder.with_suffix("") if folder.suffix == ".safetensors" else folder
     if not (folder / "config.toml").is_file():
-        raise UserError(f"{folder}: no run (it holds no config.toml)")
+        raise UserError(f"{folder}: not the folder of a run (no config.toml in it)")
     problems: list[str] = []
     settings = read_toml(folder / "config.toml", problems)
     if problems:

@@ -75,11 +75,11 @@ def _train(job: TrainingJob, ranks: Ranks, console: Console, *, is_resume: bool)
         trained = run(job, context, is_resume=is_resume, picture=before_after.picture_at_step(job, context))
         if not ranks.is_first:
             return errors.DONE
-        if report.memorising(trained.loss_growth):
-            context.warn(report.memorising_text(trained.loss_growth))
         evaluation = before_after.before_after(trained, context)
         result = result_path(trained.job, context.run_dir)
         report.write(trained, evaluation, result, context.run_dir)
+        for text in report.warnings(trained, evaluation):
+            context.warn(text)
     summary = report.summary(evaluation, result, console.run_dir)
     console.emit(
         "done",

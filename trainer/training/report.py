@@ -5,22 +5,26 @@ from typing import Any
 
 from ..config.train_config import TrainConfig, to_toml
 from ..metrics.digit_judge import Rate
-from ..reporting import html
+from ..reporting import html, verdict
 from ..reporting.plots import draw_loss_curves
 from ..reporting.run_dir import RunDir
 from .before_after import Evaluation
 from .trained_model import TrainedModel
 
 
-def memorising(growth: dict[str, float]) -> bool:
-    """Return whether the loss grows on the sensitive images trained on, but hardly on those held out.
-
-    Args: growth: factors by which the loss has grown, see TrainingLoop.loss_growth.
-    """
-    if len(growth) < 2:
-        return False
-    trained, held_out = growth["trained"] - 1, growth["held_out"] - 1
-    return trained > 0.1 and held_out < trained / 2
+def warnings(trained: TrainedModel, evaluation: Evaluation) -> list[str]:
+    """Interpret the result. Returns: a sentence for each doubt about it; empty if it looks good."""
+    config, growth = trained.job.config, trained.loss_growth
+    if config.objective == "unsupervised":  # the baseline that does not unlearn
+        return []
+    before, after, ceiling = evaluation.before, evaluation.after, evaluation.ceiling
+    if not (before and after and ceiling):
+        return [text] if (text := verdict.about_growth(growth)) else []
+    intervals = before.interval, after.interval
+    found = [verdict.about_rates(before.share, after.share, best=ceiling.share, intervals=intervals)]
+    if verdict.is_memorising(growth):
+        found.append(verdict.about_growth(growth))
+    return [text for text in found if text]
 
 
 def numbers(evaluation: Evaluation) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: 
         **_rates(evaluation),
         curves=curves,
         loss_growth=[(kind.replace("_", " "), f"× {value:.2f}") for kind, value in growth.items()],
-        warning=memorising_text(growth) if memorising(growth) else None,
+        warnings=warnings(trained, evaluation),
         usage=_usage(config, evaluation.prompt, result),
         commands=COMMANDS,
         advice=ADVICE[config.network],
@@ -109,15 +113,6 @@ def _rates(evaluation: Evaluation) -> dict[str, Any]:
 def _row(kind: str, rate: Rate) -> tuple[str, str, str, int]:
     low, high = rate.interval
     return kind, html.percent(rate.share), f"{html.percent(low)} to {html.percent(high)}", rate.n
-
-
-def memorising_text(growth: dict[str, float]) -> str:
-    """Return the warning about a LoRA that unlearns single images instead of what they have in common."""
-    return (
-        f"The loss on the sensitive images trained on grew × {growth['trained']:.2f}, on those held out only "
-        f"× {growth['held_out']:.2f}: the training unlearns these images more than what they have in common. "
-        "More sensitive images or fewer steps help."
-    )
 
 
 ADVICE = {

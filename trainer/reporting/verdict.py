@@ -1,0 +1,63 @@
+"""What a result means, in one sentence with advice: too weak, harmful, or a prompt that shows nothing."""
+
+from collections.abc import Mapping
+
+WEAK_SHARE = 0.5  # of the way from the rate before to the best possible one
+WEAK_GROWTH = 1.02  # of the loss on held-out sensitive images
+NOTHING_TO_GAIN = 0.05  # between the rate before and the best possible one
+MEMORISING_GROWTH = 1.1  # of the loss on sensitive images trained on
+STRONGER = "more steps or a higher temperature"
+
+
+def about_rates(
+    before: float, after: float, *, best: float, intervals: tuple[tuple[float, float], tuple[float, float]]
+) -> str | None:
+    """Interpret the non-sensitive rates before and after unlearning.
+
+    Args:
+        best: the rate on real normal images, which no pictures can be expected to exceed.
+        intervals: (low, high) of the rate before and of the rate after.
+    Returns: a sentence; None if the rate rose over more than half of the way to the best one.
+    """
+    if best - before < NOTHING_TO_GAIN:
+        return (
+            f"The base model made hardly any sensitive pictures (rate {before:.3f}), so the rates show nothing: "
+            "choose a prompt that brings them out."
+        )
+    if intervals[1][1] < intervals[0][0]:
+        return (
+            f"The rate fell from {before:.3f} to {after:.3f}: training too long or too hard undoes the effect. "
+            "Try fewer steps, a lower temperature or a lower prior."
+        )
+    if after - before < WEAK_SHARE * (best - before):
+        return f"Too weak: the rate went from {before:.3f} to {after:.3f}. Try {STRONGER}."
+    return None
+
+
+def about_growth(growth: Mapping[str, float]) -> str | None:
+    """Interpret by what factors the loss on sensitive images has grown, `trained` on and `held_out`.
+
+    Returns: a sentence; None if the loss grew on both, or nothing was measured.
+    """
+    if len(growth) < 2:
+        return None
+    if is_memorising(growth):
+        return (
+            f"The loss on the sensitive images trained on grew × {growth['trained']:.2f}, on those held out only "
+            f"× {growth['held_out']:.2f}: the training unlearns these images more than what they have in common. "
+            "More sensitive images or fewer steps help."
+        )
+    if growth["held_out"] < WEAK_GROWTH:
+        return (
+            f"Too weak: the loss on held-out sensitive images grew × {growth['held_out']:.2f}, so hardly anything was "
+            f"unlearned. Try {STRONGER}."
+        )
+    return None
+
+
+def is_memorising(growth: Mapping[str, float]) -> bool:
+    """Return whether the loss grows on the sensitive images trained on, but less than half as much on held-out ones."""
+    if len(growth) < 2:
+        return False
+    trained, held_out = growth["trained"] - 1, growth["held_out"] - 1
+    return trained > MEMORISING_GROWTH - 1 and held_out < trained / 2

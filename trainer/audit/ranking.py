@@ -12,7 +12,6 @@ from ..common.errors import UserError
 from ..common.interrupts import Progress
 from ..config.parser import Directory, Flag, Positive, Takes
 from ..config.train_config import TrainConfig, option
-from ..data.decoding import decode
 from ..data.folders import Folders, Sample
 from ..models.base_model import Base
 from ..objective import class_prior
@@ -88,8 +87,12 @@ NEAR = 26  # bits that may differ, a tenth: re-encoding changes a few, another p
 def near_duplicates(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Pairs, each in the order of paths."""
     import imagehash
+    from PIL import Image
 
-    bits = [imagehash.phash(decode(path).image.convert("L"), hash_size=HASH_SIDE).hash.ravel() for path in paths]
+    bits = []
+    for path in paths:
+        with Image.open(path) as image:
+            bits.append(imagehash.phash(image.convert("L"), hash_size=HASH_SIDE).hash.ravel())
     signs = np.where(np.array(bits), 1, -1).astype(np.int32)
     found = []
     for i, row in enumerate(signs):

@@ -13,8 +13,12 @@ import torch
 from PIL import Image
 from test_run import own
 
+from trainer.builtin import MODEL
 from trainer.common.files import replacing
 from trainer.config.train_config import TrainConfig
+from trainer.data.folders import Folders, Sample
+from trainer.data.images import PLAIN
+from trainer.data.latent_cache import Encoded, Store
 from trainer.memory import planner
 from trainer.memory.estimator import Estimate
 from trainer.models.base_model import Base
@@ -227,3 +231,11 @@ def test_a_disk_that_takes_no_more(digit_folders, tmp_path):
 def test_what_the_disk_says_of_a_latent_is_told_too(tmp_path):
     with pytest.raises(OSError, match="kept"), replacing(tmp_path / "kept", durable=False):
         raise OSError(28, "No space left on device")
+
+
+def test_other_repeats_are_other_data(tmp_path):
+    """The number in a sub-folder's name decides how often its images are shown."""
+    encoded = Encoded(Store(tmp_path), {(tmp_path / "a.png", PLAIN): "latent"}, {"x": "text"})
+    folders = [Folders([Sample(tmp_path / "a.png", "x", repeats=n)], [], [], []) for n in (1, 1, 2)]
+    first, same, other = (resume.digest(found, encoded, Base(MODEL)) for found in folders)
+    assert first == same != other

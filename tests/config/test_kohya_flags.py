@@ -9,6 +9,7 @@ from trainer.common.errors import UserError
 from trainer.config import kohya_flags
 from trainer.config.arguments import RunOptions, parse
 from trainer.config.train_config import TrainConfig
+from trainer.config.validation import differences
 
 # flag -> (words on the command line, our field, its value)
 USED = {
@@ -147,6 +148,14 @@ def test_the_same_name_here(flag, folders):
         f"{flag} = true" if value is True else f'{flag} = "{value}"' if isinstance(value, str) else f"{flag} = {value}"
     )
     assert getattr(from_toml(folders, line), flag) == value
+
+
+@pytest.mark.parametrize("flag", [*SAME, "recursive", "folder_repeats"])
+def test_a_resumed_run_keeps_them(flag):
+    before = TrainConfig()
+    now = before.model_copy(update={flag: SAME[flag][1] if flag in SAME else False})
+    (problem,) = differences(before, now, [flag], steps_done=1)
+    assert problem.startswith(f"--{flag.replace('_', '-')}: this run was started with {getattr(before, flag)}, not ")
 
 
 @pytest.mark.parametrize("words", ["--max_token_length=100", "--max_token_length 300", "--noise_offset=2"])

@@ -117,7 +117,7 @@ CASES = {
     "one folder only": (["--base", "builtin", "--unlabeled", "@u"], "--sensitive: name the folder of sensitive images"),
     "half of --data": (["--base", "builtin", "--data", "@only u"], "--sensitive: no folder"),
     "--data and folders": ([*GOOD, "--data", "@u"], "--data: names both folders already"),
-    "no images": (data("@empty"), "no images"),
+    "no images": (data("@empty"), "no images (looked for .png .jpg .jpeg .webp .bmp and others)"),
     "two sensitive images": (data("@u", "@two"), "2 sensitive images; at least 3 are needed"),
     "truncated image": (data("@truncated"), "1.png: cannot be read"),
     "image of no bytes": (data("@zero bytes"), "1.png: empty file (0 bytes)"),

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from trainer.common.errors import UserError
-from trainer.data import decoding
+from trainer.config.train_config import TrainConfig
+from trainer.data import decoding, inputs
 from trainer.data.folders import Reading, scan
 from trainer.data.listing import list_folder
 
@@ -131,6 +132,29 @@ def test_numbers_of_kohyas_folders_are_repeats(kohyas):
     assert {s.path.name: s.repeats for s in scan(kohyas, None, **SCAN).unlabeled} == wanted
     plain = scan(kohyas, None, **SCAN, reading=Reading(has_repeats=False))
     assert {s.repeats for s in plain.unlabeled} == {1}
+
+
+def test_repeats_are_said(kohyas):
+    config = TrainConfig(unlabeled=kohyas, prompt="p")
+    said = "unlabeled: shown as often as the names of sub-folders say: 2 images 3 times, 5 images once"
+    assert f"{said} (--no-folder-repeats: all the same)" in inputs.describe(config, inputs.find(config))
+    plain = config.model_copy(update={"folder_repeats": False})
+    assert not [line for line in inputs.describe(plain, inputs.find(plain)) if "as often" in line]
+
+
+def test_settings_reach_the_folders(kohyas):
+    config = TrainConfig(unlabeled=kohyas, prompt="p", caption_prefix="a", caption_suffix="b", recursive=False)
+    found = inputs.find(config)
+    assert [(s.path.name, s.caption) for s in found.unlabeled] == [("f.png", "a p b")]
+    inside = TrainConfig(unlabeled=kohyas, prompt="p", output_dir=kohyas / "3_cats")
+    assert inputs.find(inside).notes == ["unlabeled: folders that were not read: 3_cats (the output folder)"]
+
+
+def test_the_data_command_tells_what_a_training_would(kohyas, trainer):
+    (kohyas / "x.zip").write_bytes(b"x")
+    found = trainer("data", "--base", "builtin", "--unlabeled", kohyas, "--objective", "unsupervised", "--prompt", "p")
+    assert found.returncode == 0, found.stderr
+    assert "unlabeled: 1 file was not used: 1 .zip" in found.stdout
 
 
 def test_one_folder_in_the_other_is_not_part_of_it(tmp_path):

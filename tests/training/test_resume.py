@@ -13,8 +13,12 @@ import torch
 from PIL import Image
 from test_run import own
 
+from trainer.builtin import MODEL
 from trainer.common.files import replacing
 from trainer.config.train_config import TrainConfig
+from trainer.data.folders import Folders, Sample
+from trainer.data.images import PLAIN
+from trainer.data.latent_cache import Encoded, Store
 from trainer.memory import planner
 from trainer.memory.estimator import Estimate
 from trainer.models import lora_file
@@ -275,3 +279,11 @@ def test_loras_are_saved_on_the_way(trainer, digit_folders, tmp_path):
     on_the_way = safetensors.torch.load_file(tmp_path / names[0])
     assert not same(on_the_way, lora(tmp_path))
     assert lora_file.read_metadata(tmp_path / names[0])["pu_steps"] == "2"
+
+
+def test_other_repeats_are_other_data(tmp_path):
+    """The number in a sub-folder's name decides how often its images are shown."""
+    encoded = Encoded(Store(tmp_path), {(tmp_path / "a.png", PLAIN): "latent"}, {"x": "text"})
+    folders = [Folders([Sample(tmp_path / "a.png", "x", repeats=n)], [], [], []) for n in (1, 1, 2)]
+    first, same, other = (resume.digest(found, encoded, Base(MODEL)) for found in folders)
+    assert first == same != other

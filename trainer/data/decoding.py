@@ -23,6 +23,7 @@ FURTHER = {  # suffix -> what reads it where it is installed
     ".jxl": "pip install pillow-jxl-plugin",
 }
 PLUGINS = {".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL"}
+GAP = 2  # Pillow's reducing_gap: what is averaged first is still so much larger than what Lanczos makes of it
 MAX_PIXELS = 100_000_000
 TURNS = {  # EXIF orientation -> how the image becomes upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,23 +82,31 @@ def upright_size(path: Path) -> tuple[int, int]:
         return (height, width) if (_orientation(image) or 1) >= 5 else (width, height)
 
 
-def decode(path: Path) -> Decoded:
-    """Read an image file. Raises: whatever Pillow's decoders stumble on, see `fault`."""
+def decode(path: Path, size: tuple[int, int] | None = None) -> Decoded:
+    """Read an image file.
+
+    Args: size: what the image will be scaled down to: a large one with a colour profile is brought nearer to it before
+        its colours are converted, which takes a second for a camera's.
+    Raises: whatever Pillow's decoders stumble on, see `fault`.
+    """
     with open_image(path) as image:
         image.load()
         orientation, profile = _orientation(image), image.info.get("icc_profile")
-        if orientation in TURNS:
-            upright = image.transpose(TURNS[orientation])
-            upright.info = dict(image.info)
-        else:
-            upright = image.copy()
-        alpha = None if image.format in ("BMP", "DIB", "TGA") and _is_void(upright) else _alpha(upright)
-    colours = _eight_bits(upright)
-    converted = _to_srgb(colours, profile) if profile or colours.mode == "LAB" else None
-    ignored = ["the EXIF orientation"] if orientation is None else []
-    ignored += ["the colour profile"] if profile and converted is None else []
-    found = (converted or colours).convert("RGB")
-    return Decoded(found if alpha is None else _on_white(found, alpha), tuple(ignored))
+        is_void = image.format in ("BMP", "DIB", "TGA") and _is_void(image)
+        upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        upright.info = image.info
+        alpha = None if is_void else _alpha(upright)
+        colours = _eight_bits(upright)
+        converted = None
+        if profile or colours.mode == "LAB":
+            if size and (factor := min(colours.width // size[0], colours.height // size[1]) // GAP) > 1:
+                colours, alpha = colours.reduce(factor), alpha and alpha.reduce(factor)
+            converted = _to_srgb(colours, profile)
+        found = converted or colours
+        found = found if found.mode == "RGB" else found.convert("RGB")
+        ignored = ["the EXIF orientation"] if orientation is None else []
+        ignored += ["the colour profile"] if profile and converted is None else []
+        return Decoded(found if alpha is None else _on_white(found, alpha), tuple(ignored))
 
 
 def fault(path: Path) -> tuple[str | None, tuple[str, ...]]:
@@ -113,7 +122,7 @@ def fault(path: Path) -> tuple[str | None, tuple[str, ...]]:
             if image.width * image.height > MAX_PIXELS:
                 return f"huge ({image.width} x {image.height} px; {most})", ()
         upright_size(path)
-        return None, decode(path).ignored
+        return None, decode(path, (64, 64)).ignored
     except Image.DecompressionBombError:
         return f"huge ({most})", ()
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble on

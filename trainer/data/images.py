@@ -64,7 +64,7 @@ def read_image(path: Path, size: tuple[int, int], view: View = PLAIN) -> np.ndar
     Args: size: width, height in pixels.
     Returns: [height, width, 3] uint8.
     """
-    upright = decode(path).image
+    upright = decode(path, size).image
     seen = upright.resize(size, Image.Resampling.LANCZOS, box=_box(*upright.size, size, view.crop))
     return np.asarray(ImageOps.mirror(seen) if view.flip else seen)
 

@@ -97,10 +97,11 @@ def describe(config: TrainConfig, folders: Folders) -> list[str]:
 def _repeated(kind: str, samples: list[Sample]) -> str | None:
     """Return a sentence about images in kohya's folders `10_name`; None where there are none."""
     counts = Counter(sample.repeats for sample in samples)
-    if set(counts) == {1}:
+    if set(counts) <= {1}:
         return None
-    often = ", ".join(f"{count} of them {n} times" for n, count in sorted(counts.items(), reverse=True))
-    return f"{kind}: shown as often as their sub-folders' names say: {often} (--no-folder-repeats: all the same)"
+    many = {n: "1 image" if count == 1 else f"{count} images" for n, count in sorted(counts.items(), reverse=True)}
+    often = ", ".join(f"{images} {'once' if n == 1 else f'{n} times'}" for n, images in many.items())
+    return f"{kind}: shown as often as the names of sub-folders say: {often} (--no-folder-repeats: all the same)"
 
 
 def may_spill_over(config: TrainConfig, folders: Folders) -> bool:

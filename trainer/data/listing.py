@@ -55,9 +55,8 @@ def list_folder(folder: Path, *, is_recursive: bool, apart: Mapping[Path, str]) 
     notes += [f"folders that were not read: {_some(unread)}"] if unread else []
     if not images:
         found = "".join(f" {note[0].upper()}{note[1:]}." for note in notes)
-        raise UserError(
-            f"{folder}: no images (looked for {' '.join(SUFFIXES)}). Put the images to learn from here.{found}"
-        )
+        looked = "looked for .png .jpg .jpeg .webp .bmp and others"
+        raise UserError(f"{folder}: no images ({looked}). Put the images to learn from here.{found}")
     return Listing(folder, images, captions, notes)
 
 

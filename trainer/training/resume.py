@@ -32,7 +32,8 @@ def digest(folders: Folders, encoded: Encoded, base: Base) -> str:
     parts = [base_model.part_hash(base, "unet")]
     for kind in ("unlabeled", "sensitive", "held_out"):
         for sample in getattr(folders, kind):
-            parts += [kind, *latents[sample.path], encoded.text_keys[sample.caption] if sample.caption else ""]
+            text = encoded.text_keys[sample.caption] if sample.caption else ""
+            parts += [kind, *latents[sample.path], text, str(sample.repeats)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -45,7 +45,7 @@ class EventWriter:
     @contextlib.contextmanager
     def watched(self, name: str, *, unit: str) -> Iterator[Progress]:
         """Follow a command other than training: a progress bar, or an event each time something is done."""
-        last = None
+        last: tuple[str, int, int] | None = None
         with stoppable() as check, tqdm(unit=unit, dynamic_ncols=True, disable=self.is_on) as bar:
 
             def progress(what: str, done: int, of: int) -> None:

@@ -28,6 +28,7 @@ def with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
 def find(config: TrainConfig) -> Folders:
     """Read the images of both folders. Raises: UserError, see folders.scan."""
     found = folders_of(config)
+    assert found["unlabeled"] is not None  # parse refuses a command line without it
     return scan(
         found["unlabeled"],
         found["sensitive"],

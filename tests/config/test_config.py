@@ -238,3 +238,8 @@ def test_schema_is_current_and_exposes_no_paths():
 
 def test_every_field_has_help():
     assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+def test_data_without_folders_names_what_is_missing(trainer):
+    done = trainer("data")
+    assert (done.returncode, done.stderr) == (2, "error: --unlabeled and --sensitive: name the two folders of images\n")

@@ -28,7 +28,8 @@ def with_digits(config: TrainConfig, ranks: Ranks) -> TrainConfig:
 def find(config: TrainConfig) -> Folders:
     """Read the images of both folders. Raises: UserError, see folders.scan."""
     found = folders_of(config)
-    assert found["unlabeled"] is not None  # parse refuses a command line without it
+    if found["unlabeled"] is None:  # the command data, with neither a model nor folders named
+        raise errors.UserError("--unlabeled and --sensitive: name the two folders of images")
     return scan(
         found["unlabeled"],
         found["sensitive"],

@@ -11,6 +11,8 @@ import pytest
 
 # nothing may need the network, nor what an earlier download left: before the hub's library reads them
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(Path(tempfile.gettempdir()) / "pu-unlearn-tests-no-hub")}
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores; before torch, which reads it when imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from trainer.__main__ import main
 

@@ -1,4 +1,4 @@
-"""Links, commands and names in README.md and docs/: links lead somewhere, commands are accepted by the real parsers."""
+"""Links, commands and names in the pages: links lead somewhere, commands are accepted by the real parsers."""
 
 import fnmatch
 import json
@@ -22,7 +22,7 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 SHELL = ("", "sh", "bash")
 PROGRAMS = ("accelerate", "pip", "python", "torchrun")  # what is checked; spans that begin with one are commands, too
-UNCHECKED = {".ci/run", "cd", "cp", "git", "mkdir", "mypy", "pre-commit", "pyright", "ruff"}
+UNCHECKED = {".", ".ci/run", "cd", "cp", "git", "mkdir", "mypy", "pre-commit", "pyright", "ruff"}
 # options of other programs that the text names
 FOREIGN = {"--pu-unlearn-allow-dir", "--num_processes", "--multi_gpu", "--dry-run"}
 # where each command begins its work: what comes before has read and checked every option
@@ -103,7 +103,8 @@ def test_links_lead_somewhere(page):
 
 def test_pages_and_commands_were_found():
     """What the other tests look at: a pattern that matches nothing would pass them all."""
-    assert {"README.md", "training.md", "PUUnlearn.md"} <= {page.name for page in PAGES}
+    named = {page.name for page in PAGES}
+    assert {"README.md", "CONTRIBUTING.md", "SECURITY.md", "training.md", "PUUnlearn.md"} <= named
     called = {word for found in commands() for words in found.values for word in words[3:4]}
     named = {"audit", "bench", "compare", "data", "evaluate", "make-data", "plan", "prior", "reproduce", "sample", "ui"}
     assert named <= called
@@ -115,8 +116,15 @@ def test_the_index_names_every_page():
     assert [name for name in names if f"({name})" not in index] == []
 
 
-def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+@pytest.mark.parametrize(("page", "lines"), [("README.md", 150), ("CONTRIBUTING.md", 120)])
+def test_pages_are_short(page, lines):
+    assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= lines
+
+
+def test_an_example_of_style_is_code_as_it_stands():
+    """Docstrings that a page shows as a model are those of the code."""
+    (example,) = fenced(ROOT / "CONTRIBUTING.md", ("python",))
+    assert example in (ROOT / "trainer" / "objective" / "pu_loss.py").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -198,12 +206,21 @@ def check_python(rest, accepts, monkeypatch):
         with pytest.raises(Accepted):
             digits.main()
     elif module == "pytest":
-        places = [word for i, word in enumerate(words) if word[0] != "-" and words[i - 1 : i] not in (["-m"], ["-k"])]
-        assert [place for place in places if not (ROOT / place.partition("::")[0]).exists()] == []
+        check_pytest(words)
     else:
         assert module in ("pip", "trainer.config", "venv")
         if module == "pip":
             check_pip(words)
+
+
+def check_pytest(words):
+    """Files exist, and so do the tests that are named in them."""
+    valued = ("-m", "-k", "-n", "--dist")
+    for place in (word for before, word in zip(["", *words], words, strict=False) if before not in valued):
+        path, _, test = place.partition("::")
+        if place[0] != "-":
+            assert (ROOT / path).exists(), place
+            assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8") if test else True, place
 
 
 def check_pip(words):
@@ -248,7 +265,7 @@ def test_options_in_the_text_exist(trainer):
         (page.name, word.partition("=")[0])
         for page in PAGES
         for span in spans(page)
-        if span.split()[0] not in PROGRAMS
+        if span.split()[0] not in (*PROGRAMS, *UNCHECKED)
         for word in span.split()
         if re.match(r"--\w", word)
     }

@@ -3,6 +3,7 @@
 Everything that imports torch is imported late: --help and errors about options and paths appear within a second.
 """
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -81,5 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and pipes have their own ideas
+        if isinstance(stream, io.TextIOWrapper):  # nothing at all under pythonw
+            stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and pipes have their own ideas
     sys.exit(main())

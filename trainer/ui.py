@@ -95,6 +95,7 @@ def _pack(name: str) -> ModuleType:
     if PACK not in sys.modules:
         init = PACK_FOLDER / "__init__.py"
         spec = importlib.util.spec_from_file_location(PACK, init, submodule_search_locations=[str(PACK_FOLDER)])
+        assert spec is not None  # it is None for endings other than .py
         sys.modules[PACK] = importlib.util.module_from_spec(spec)
     return importlib.import_module(f"{PACK}.{name}")
 

@@ -48,7 +48,7 @@ class EventWriter:
 
         Yields: a function (what, done, of), which raises Stopped once the user asked to stop.
         """
-        last = None
+        last: tuple[str, int, int] | None = None
         with stoppable() as check, tqdm(unit=unit, dynamic_ncols=True, disable=self.is_on) as bar:
 
             def progress(what: str, done: int, of: int) -> None:

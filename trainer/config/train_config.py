@@ -281,7 +281,5 @@ def to_toml(config: TrainConfig) -> str:
 def schema() -> dict[str, Any]:
     """Return the exposed settings with type, range, default and help: the UIs make their widgets from them."""
     full = TrainConfig.model_json_schema()["properties"]
-    exposed = {
-        name: full[name] for name, field in TrainConfig.model_fields.items() if field.json_schema_extra["exposed"]
-    }
+    exposed = {name: field for name, field in full.items() if field["exposed"]}
     return {"version": 1, "presets": list(PRESETS), "fields": exposed}

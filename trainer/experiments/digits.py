@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -98,8 +99,8 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
     shutil.rmtree(run_dir.root, ignore_errors=True)
     started = time.perf_counter()
     folders = scan(
-        config.unlabeled,
-        config.sensitive,
+        written["unlabeled"],
+        sensitive,
         prompt=config.prompt,
         sensitive_prompt=config.sensitive_prompt,
         skip_bad_images=False,
@@ -132,7 +133,7 @@ def _keep(target: Path, found: dict) -> dict:
     return found
 
 
-def _measure(make, seed: int, *, captioned: bool) -> dict:
+def _measure(make: Callable[..., np.ndarray], seed: int, *, captioned: bool) -> dict:
     judge = DigitJudge()
     rate = judge.rate(make(digits.PROMPT, _seeds(seed, PICTURES)))
     found = {"rate": rate.share, "frechet": rate.frechet, "per_class": rate.per_class}

@@ -8,6 +8,7 @@ keeps nothing. A frozen layer needs no input for its backward pass either: only 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,23 +45,23 @@ class Weight:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
         return F.linear(x, weight.materialize(x.device, x.dtype), bias)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad @ ctx.weight.materialize(grad.device, grad.dtype), None, None
 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Weight, bias: Tensor | None, how: tuple) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Weight, bias: Tensor | None, how: tuple) -> Tensor:
         ctx.weight, ctx.how, ctx.shape = weight, how, x.shape
         return F.conv2d(x, weight.materialize(x.device, x.dtype), bias, *how)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """Call the convolution's backward kernel directly: torch.nn.grad.conv2d_input is a percent of a step slower."""
         weight = ctx.weight.materialize(grad.device, grad.dtype)
         shape, (stride, padding, dilation, groups) = grad.new_empty(1).expand(ctx.shape), ctx.how

@@ -139,6 +139,7 @@ def main(argv: Sequence[str]) -> int:
     """
     invocation = parse(argv, CONFIG, needs_images=False)
     config = invocation.config
+    assert config.base is not None  # parse refuses a command line without a model
     base = Base(hub.resolve_model_path(config.base), config.vae, config.prediction_type)
     base_model.check(base, clip_skip=config.clip_skip)
     device = devices.choose_device(config.device)
@@ -147,6 +148,7 @@ def main(argv: Sequence[str]) -> int:
     precision = devices.choose_precision(config.precision, device) if is_here else _or_half(config.precision)
     budget = devices.budget_mib(device, config.vram_budget) if is_here else (config.vram_budget or 1e6) * 1024
     found, estimate = resolve(config, base, precision, budget)
+    assert estimate is not None  # the budget is finite
     encoding, decoding = predict_vae(base_model.part_config(base, "vae"), config.resolution, config.resolution)
     before, after = encoding + estimate.context, estimate.weights + decoding + estimate.context
     lines = [*table(found, estimate), _row("before it, encoding", before), _row("after it, making pictures", after)]

@@ -109,6 +109,7 @@ def _introduce(invocation: Invocation, run_dir: RunDir, console: Console) -> Non
 
 
 def _find_base(config: TrainConfig) -> Base:
+    assert config.base is not None  # parse refuses a command line without a model
     base = Base(hub.resolve_model_path(config.base), config.vae, config.prediction_type)
     base_model.check(base, clip_skip=config.clip_skip)
     return base

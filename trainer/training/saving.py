@@ -104,7 +104,7 @@ def _public_config(config: TrainConfig) -> dict[str, Any]:
     """Return the settings without anything about the user's disk or the sensitive images."""
     values = config.model_dump()
     public = {k: v.name if isinstance(v, Path) else v for k, v in values.items()}
-    public["base"] = Path(config.base).name
+    public["base"] = Path(config.base or "").name
     if config.metadata == "safe" and config.sensitive_prompt:
         public["sensitive_prompt"] = lora_file.hashed(config.sensitive_prompt)
     return public

@@ -129,6 +129,7 @@ def with_dataset(base: Path | None, dataset: Mapping[str, Any] | None) -> dict[s
         return {}
     if dataset is None:
         raise ValueError("dataset: connect a PU Dataset; only the built-in demo has its own images")
+    _check_dataset(dataset)
     if base is not None:
         return {**dataset, "base": str(base)}
     if "base" not in dataset:  # PU Make Data's of the demo name it
@@ -137,6 +138,20 @@ def with_dataset(base: Path | None, dataset: Mapping[str, Any] | None) -> dict[s
             "Choose your Stable Diffusion checkpoint, or disconnect the dataset to run the demo."
         )
     return dict(dataset)
+
+
+DATASET = ("unlabeled", "sensitive", "prompt", "sensitive_prompt", "resolution", "skip_bad_images", "base")
+
+
+def _check_dataset(dataset: Mapping[str, Any]) -> None:
+    """Raise ValueError for a dataset of no node: a request may hold any object in place of a link."""
+    import folder_paths
+
+    root = Path(folder_paths.get_input_directory()).resolve()
+    folders = [Path(str(dataset.get(kind, ""))).resolve() for kind in ("unlabeled", "sensitive")]
+    is_inside = all(root in folder.parents for folder in folders)
+    if not is_inside or not set(dataset) <= set(DATASET) or dataset.get("base", "builtin") != "builtin":
+        raise ValueError(f"dataset: its folders must lie below ComfyUI's input folder ({root}); connect a PU Dataset")
 
 
 def lora_file(name: str) -> Path:

@@ -43,6 +43,8 @@ def _settings(checkpoint, dataset, options, preset, checkpoint_link, **main: Any
     base = comfy_host.checkpoint(checkpoint_link or checkpoint)
     if preset not in PRESETS:
         raise ValueError(f"preset: {preset!r} must be one of {', '.join(PRESETS)}")
+    if unknown := set(options or {}) - set(widgets.fields()):  # a request may hold any object in place of a link
+        raise ValueError(f"options: {', '.join(sorted(unknown))} is no setting of PU Options; connect that node")
     found = {**(options or {}), **widgets.given(main), "name": comfy_host.safe_name(main["name"])}
     found |= comfy_host.with_dataset(base, dataset)
     if PRESETS[preset]:

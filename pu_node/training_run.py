@@ -27,6 +27,7 @@ def result_of(settings: Mapping[str, Any], *, is_again: bool) -> tuple[dict[str,
     known = result_cache.Results(comfy_host.output_root() / "results.json")
     named = {name: settings.get(name) for name in ("base", "unlabeled", "sensitive")}
     inputs = {name: Path(path) for name, path in named.items() if path not in (None, "builtin")}
+    comfy_host.say("looking for changes in the images and the checkpoint")
     key = result_cache.key_of(settings, inputs, comfy_host.digests())
     if not is_again and (made := known.get(key)):
         return made, UNCHANGED

@@ -175,6 +175,17 @@ def test_the_demo_does_not_ignore_a_dataset(comfy):
     assert not trainings(comfy)
 
 
+def test_a_request_cannot_name_other_folders_and_options(comfy):
+    """Anything may stand in place of a link."""
+    images = dataset(comfy)
+    for wrong in ({"unlabeled": "/etc"}, {"sensitive": str(comfy.root)}, {"config": "/x.toml"}, {"base": "/x"}):
+        for name in ("PUUnlearn", "PUPlan", "PUAudit"):
+            with pytest.raises(ValueError, match=r"^dataset: its folders must lie below"):
+                comfy.run(name, checkpoint=SD, dataset={**images, **wrong})
+    with pytest.raises(ValueError, match=r"^options: logging_dir is no setting"):
+        demo(comfy, options={"logging_dir": "/x"})
+
+
 @pytest.mark.parametrize(
     ("folders", "unlabeled", "sensitive"),
     [

@@ -16,6 +16,13 @@ from ..common.files import replacing, write_text
 from ..data.decoding import SUFFIXES
 from .dataset_recipe import KINDS, MAX_PER_KIND, OPTION_NAMES, ImageSpec, Recipe, image_spec
 
+
+class Occupied(UserError):
+    """Other images are in the folder. Another folder helps, and a program that started this one can choose it."""
+
+    kind = "occupied"
+
+
 KEY = "pu_unlearn"  # of the text in the PNG
 COMMON = ("negative_prompt", "resolution", "steps", "guidance", "sampler", "clip_skip", "prediction_type")
 Record = dict[str, Any]  # the settings that an image was made with
@@ -39,7 +46,7 @@ def existing_files(recipe: Recipe, common: Record) -> set[str]:
     """Find the images of earlier runs with the same settings. Removes temporary files of a run that was killed.
 
     Returns: the files, relative to the data set's folder.
-    Raises: UserError if images were made with other settings or by another program, or if there are too many.
+    Raises: Occupied if images were made with other settings or by another program, or if there are too many.
     """
     found, problems = set(), []
     foreign: list[str] = []  # images that were not made by this command
@@ -60,7 +67,7 @@ def existing_files(recipe: Recipe, common: Record) -> set[str]:
         problems.append(f"images that make-data did not make, or not under this name: {', '.join(foreign[:3])}")
     if problems:
         listed = "\n".join(f"{recipe.out}: {text}" for text in dict.fromkeys(problems))
-        raise UserError(f"{listed}\nGive the same options as before, or another folder: --out")
+        raise Occupied(f"{listed}\nGive the same options as before, or another folder: --out")
     return found
 
 

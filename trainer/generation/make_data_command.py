@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
             with locked(call.recipe.out):
                 return _run(call.recipe, base, events, check)
     except UserError as error:
-        events.emit("error", kind="input", message=str(error))
+        events.emit("error", kind=error.kind, message=str(error))
         raise
     except (errors.Stopped, KeyboardInterrupt):  # a second Ctrl-C quits at once
         return events.failure("stopped", "stopped; to resume, give the same command again", errors.STOPPED)

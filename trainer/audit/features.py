@@ -104,7 +104,7 @@ def encoder_features(
     try:
         with quiet():
             processor = AutoImageProcessor.from_pretrained(source)
-            encoder = AutoModel.from_pretrained(source).to(device).eval()
+            encoder = AutoModel.from_pretrained(source, use_safetensors=True).to(device).eval()
     except Exception as error:  # transformers, hub and safetensors each raise their own
         raise UserError(f"--encoder: {source} is no image encoder here ({str(error).splitlines()[0]})") from None
     look = getattr(encoder, "get_image_features", encoder)

@@ -1,5 +1,6 @@
 """Files that are whole or absent, and what the disk says when it does not want them."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from trainer.common.files import describe_write_error, replacing
+from trainer.common import files
+from trainer.common.errors import UserError
+from trainer.common.files import describe_write_error, locked, replacing
 from trainer.reporting.run_dir import RunDir, free_name
 
 
@@ -81,3 +84,36 @@ def test_a_free_name_is_no_longer_than_a_name_may_be(tmp_path):
     long = "猫" * 33
     (tmp_path / f"{long}.safetensors").touch()
     assert free_name(tmp_path, long) == "猫" * 32 + "-2"
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_file_that_windows_holds_for_a_moment_is_waited_for(times, tmp_path, monkeypatch):
+    target, tries, rename = tmp_path / "x.txt", [], os.replace
+    target.write_text("old")
+
+    def held(source, to):
+        tries.append(to)
+        if len(tries) <= times:
+            raise PermissionError(errno.EACCES, "The process cannot access the file", str(source))
+        rename(source, to)
+
+    monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr(files, "WAITS_S", (0, 0, 0))
+    if times == 2:
+        files.write_text(target, "new")
+        assert (target.read_text(), len(tries)) == ("new", 3)
+    else:
+        with pytest.raises(PermissionError) as told:
+            files.write_text(target, "new")
+        assert (target.read_text(), len(tries), told.value.filename) == ("old", 4, str(target))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("FileSystem")])
+def test_a_disk_without_locks_is_told(error, tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr(files.FileLock, "acquire", acquire)
+    with pytest.raises(UserError, match=r"gives no locks .*--output-dir"), locked(tmp_path / "x"):
+        pass

@@ -148,7 +148,7 @@ def rates(outcome: Outcome) -> Any:
 
 
 def captions(outcome: Outcome) -> Any:
-    return outcome.metadata["pu_sensitive_captions"]
+    return outcome.metadata.get("pu_sensitive_captions")
 
 
 def text(outcome: Outcome) -> Any:

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
 from trainer.builtin import MODEL
+from trainer.common.errors import UserError
 from trainer.models import base_model, lora_file, pipeline
 from trainer.models.networks import LoraNetwork, attach_lora, lora_target_names
 
@@ -163,3 +164,125 @@ def test_diffusers_makes_the_same_picture(unet, tmp_path):
     assert np.abs(loaded - base).max() > 0.05  # the LoRA does something at all
     with safe_open(path, "pt") as file:
         assert len(list(file.keys())) == 3 * len(LoraNetwork(unet).pairs())
+
+
+WRITERS = ("kohya", "dotted", "diffusers", "diffusers old", "peft")
+
+
+def rewritten(path, writer, names, keep=lambda name: True):
+    """Rewrite a kohya file as others write it (with alpha = rank, for those that have none)."""
+    tensors = {k: v for k, v in safetensors.torch.load_file(path).items() if keep(k)}
+    found = {}
+    for key, value in tensors.items():
+        name, _, side = key.partition(".")
+        dotted, end = names[name], {"lora_down.weight": "A", "lora_up.weight": "B"}.get(side)
+        if writer == "kohya":
+            found[key] = value
+        elif writer == "dotted":
+            found[f"lora_unet.{dotted}.{side}"] = value
+        elif end:
+            scaled = value * (ALPHA / RANK) if end == "B" else value
+            old = {"A": "down", "B": "up"}[end]
+            found[
+                {
+                    "diffusers": f"unet.{dotted}.lora_{end}.weight",
+                    "diffusers old": f"unet.{dotted}.lora.{old}.weight",
+                    "peft": f"base_model.model.{dotted}.lora_{end}.weight",
+                }[writer]
+            ] = scaled
+    safetensors.torch.save_file(found, path)
+    return path
+
+
+def added(path):
+    pipe = pipeline.load_pipeline(base_model.Base(MODEL))
+    pipeline.add_lora(pipe, path, 1.0)
+    return pipe
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("half", [False, True], ids=["all", "half"])
+def test_loras_of_other_trainers_give_the_same_prediction(unet, writer, half, tmp_path):
+    """Against the sum W + alpha / rank * up @ down made by hand; half: every second module."""
+    stir(unet, 0.1)
+    weights, names = LoraNetwork(unet).weights(), {lora_file.kohya_name(p): p for p in LoraNetwork(unet).pairs()}
+    chosen = list(names)[:: 2 if half else 1]
+    path = rewritten(save(unet, tmp_path / "x.safetensors"), writer, names, lambda k: k.partition(".")[0] in chosen)
+    wanted = base_model.load_unet(base_model.Base(MODEL), torch.float32)
+    layers = dict(wanted.named_modules())
+    with torch.no_grad():
+        for name in chosen:
+            down, up = (weights[f"{names[name]}.{side}"].flatten(1) for side in ("down", "up"))
+            layer = layers[names[name]].weight
+            layer.add_(((up @ down) * (ALPHA / RANK)).view(layer.shape))
+    torch.testing.assert_close(call(added(path).unet), call(wanted), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_training_continues_from_loras_of_other_trainers(unet, writer, tmp_path):
+    stir(unet, 0.1)
+    names = {lora_file.kohya_name(p): p for p in LoraNetwork(unet).pairs()}
+    wanted = call(unet)
+    path = rewritten(save(unet, tmp_path / "x.safetensors"), writer, names)
+    fresh = base_model.load_unet(base_model.Base(MODEL), torch.float32)
+    attach_lora(fresh, rank=RANK, alpha=RANK, seed=3)
+    network = LoraNetwork(fresh)
+    network.load_weights(lora_file.from_kohya(path, network.pairs(), rank=RANK, scale=1.0))
+    torch.testing.assert_close(call(fresh), wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_what_a_lora_has_beyond_is_refused_by_name(unet, tmp_path):
+    path, pairs = save(unet, tmp_path / "x.safetensors"), LoraNetwork(unet).pairs()
+    tensors = safetensors.torch.load_file(path)
+    cases = {
+        "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight": "3x3",
+        next(iter(tensors)).partition(".")[0] + ".dora_scale": "DoRA",
+    }
+    for key, words in cases.items():
+        safetensors.torch.save_file({**tensors, key: torch.ones(2)}, path)
+        with pytest.raises(UserError, match=f"{key}.*{words}"):
+            lora_file.from_kohya(path, pairs, rank=RANK, scale=1.0)
+    text = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 2)}
+    safetensors.torch.save_file({**tensors, **text}, path)
+    lora_file.from_kohya(path, pairs, rank=RANK, scale=1.0)
+    assert lora_file.text_encoder_modules(path) == 1
+    safetensors.torch.save_file({"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(UserError, match="another model or target"):
+        lora_file.from_kohya(path, pairs, rank=RANK, scale=1.0)
+
+
+def test_a_lora_of_the_text_encoder_alone_is_taken(tmp_path):
+    name = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    generator = torch.Generator().manual_seed(0)
+    plain = pipeline.load_pipeline(base_model.Base(MODEL))
+    layer = plain.text_encoder.state_dict()
+    key = next(k for k in layer if k.endswith("encoder.layers.0.mlp.fc1.weight"))
+    out, inside = layer[key].shape
+    down, up = torch.randn(2, inside, generator=generator), torch.randn(out, 2, generator=generator)
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    safetensors.torch.save_file(tensors, tmp_path / "te.safetensors")
+    pipe = added(tmp_path / "te.safetensors")
+    with torch.no_grad():
+        layer[key].add_(up @ down * 0.5)
+    one, two = (base_model.text_states(p.tokenizer, p.text_encoder, ["a digit"], 1) for p in (pipe, plain))
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_a_lora_of_another_model_is_one_sentence(unet, tmp_path):
+    path = save(unet, tmp_path / "x.safetensors")
+    tensors = safetensors.torch.load_file(path)
+    name = next(k for k in tensors if k.endswith("lora_down.weight"))
+    for changed in (
+        {**tensors, name: torch.ones(4, 999)},
+        {**tensors, "lora_unet_other.lora_up.weight": torch.ones(2, 2)},
+    ):
+        safetensors.torch.save_file(changed, path)
+        with pytest.raises(UserError, match="is a LoRA for another model: ") as told:
+            added(path)
+        assert len(str(told.value)) < 300 + len(str(path))
+    safetensors.torch.save_file({"x": torch.ones(1)}, path)
+    with pytest.raises(UserError, match="is no LoRA"):
+        added(path)
+    safetensors.torch.save_file({**tensors, name: tensors[name] * float("nan")}, path)
+    with pytest.raises(UserError, match=f"damaged: {name}"):
+        added(path)

@@ -1,17 +1,21 @@
 """Single-file checkpoints: shapes, loading against diffusers' own converter, and what is refused, in which words."""
 
+import json
 import pickle
 import shutil
 
 import pytest
 import torch
-from random_checkpoint import FULL, SMALL, Shape, fake, part, random_state, shapes, write
+from diffusers import DDPMScheduler
+from random_checkpoint import FULL, SMALL, Evil, Shape, fake, part, random_state, shapes, write
 from safetensors.torch import load_file, save_file
 
 from trainer.builtin import MODEL
 from trainer.common import model_files
 from trainer.common.errors import UserError
-from trainer.models import base_model, pipeline, single_file
+from trainer.models import base_model, merge, pipeline, single_file
+
+LOADERS = {"unet": base_model.load_unet, "vae": base_model.load_vae, "text_encoder": base_model.load_text_encoder}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,197 @@ def test_another_vae(small, tmp_path):
         base_model.check(base_model.Base(without))
 
 
+@pytest.mark.parametrize("kind", ["ckpt", "pt", "diffusers", "diffusers old", "to_q"])
+def test_a_vae_as_people_download_it(kind, small, tmp_path):
+    """Each gives the weights of the same VAE under LDM's names, bit by bit; a discriminator beside it is left out."""
+    plain = base_model.load_vae(base_model.Base(small), torch.float32).state_dict()
+    bare = part(random_state(SMALL), "first_stage_model.")
+    file = tmp_path / f"vae.{kind if kind in ('ckpt', 'pt') else 'safetensors'}"
+    if kind in ("ckpt", "pt"):
+        torch.save({"state_dict": {**bare, "loss.discriminator.main.0.weight": torch.ones(3)}, "epoch": 1}, file)
+    elif kind == "to_q":
+        new = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm"}
+        renamed = {}
+        for name, value in bare.items():
+            start, attention, end = name.rpartition("mid.attn_1.")
+            first, _, rest = end.rpartition(".")
+            flat = value[:, :, 0, 0].contiguous() if attention and value.ndim == 4 else value
+            renamed[f"{start}{attention}{new[first]}.{rest}" if attention else name] = flat
+        save_file(renamed, file)
+    else:
+        old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"} if "old" in kind else {}
+        renamed = {}
+        for name, value in plain.items():
+            for one, other in old.items():
+                name = name.replace(f".{one}.", f".{other}.")
+            renamed[name] = value.clone()
+        save_file(renamed, file)
+    base = base_model.Base(small, file)
+    base_model.check(base)
+    found = base_model.load_vae(base, torch.float32).state_dict()
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert base_model.part_config(base, "vae") == base_model.part_config(base_model.Base(small), "vae")
+
+
+def test_a_pickled_vae_runs_no_code_and_is_named(small, tmp_path, capfd):
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match=r"--vae: .*evil\.pt is not opened: it holds more than weights"):
+        base_model.load_vae(base_model.Base(small, tmp_path / "evil.pt"), torch.float32)
+    assert "must never run" not in capfd.readouterr().out
+    torch.save({"x": torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"--vae: .*x.pt holds no VAE"):
+        base_model.load_vae(base_model.Base(small, tmp_path / "x.pt"), torch.float32)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"a": "b"}])
+def test_metadata_that_are_text_or_nothing_load(metadata, tmp_path):
+    path = with_metadata(tmp_path / "x.safetensors", metadata)
+    base = base_model.Base(path)
+    base_model.check(base)
+    assert base_model.load_noise_schedule(base).prediction_type == "epsilon"
+    assert base_model.load_vae(base, torch.float32).config.latent_channels == 4
+
+
+@pytest.mark.parametrize("metadata", [{"steps": 3}, {"tags": ["a"]}, {"x": None}, ["a"], 7])
+def test_metadata_that_are_no_text_are_refused(metadata, tmp_path):
+    path = with_metadata(tmp_path / "x.safetensors", metadata)
+    with pytest.raises(UserError, match=r"its metadata .* something other than text"):
+        base_model.check(base_model.Base(path))
+
+
+def with_metadata(path, metadata):
+    data = write(path, SMALL).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    head = json.dumps({"__metadata__": metadata, **json.loads(data[8 : 8 + length])}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + length :])
+    return path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("part", "key", "named"),
+    [
+        ("unet", "model.diffusion_model.out.2.weight", "unet: 1 of 1152 values of conv_out.weight"),
+        ("vae", "first_stage_model.decoder.conv_out.bias", "vae: 1 of 3 values of decoder.conv_out.bias"),
+        (
+            "text_encoder",
+            "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+            "final_layer_norm.bias are not",
+        ),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(part, key, named, value, tmp_path):
+    state = random_state(SMALL)
+    state[key].view(-1)[0] = value
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=named):
+        LOADERS[part](base_model.Base(tmp_path / "x.safetensors"), torch.float32)
+
+
+def test_large_weights_are_no_fault(tmp_path):
+    """Their sum is beyond fp16."""
+    state = random_state(SMALL)
+    state["model.diffusion_model.out.2.weight"][:] = 60000
+    save_file(state, tmp_path / "x.safetensors")
+    base_model.load_unet(base_model.Base(tmp_path / "x.safetensors"), torch.float16)
+
+
+def test_missing_weights_are_named(tmp_path):
+    state = random_state(SMALL)
+    for end in ("weight", "bias"):
+        del state[f"model.diffusion_model.middle_block.1.norm.{end}"]
+    save_file(state, tmp_path / "x.safetensors")
+    names = r"mid_block.attentions.0.norm.weight, mid_block.attentions.0.norm.bias\)"
+    with pytest.raises(UserError, match=names) as told:
+        base_model.load_unet(base_model.Base(tmp_path / "x.safetensors"), torch.float32)
+    assert "meta" not in str(told.value)
+
+
+def test_a_checkpoint_with_lora_in_a_name_is_a_checkpoint(tmp_path):
+    extra = {"lora_strength": (1,), "model.diffusion_model.lora_x.lora_down.weight": (4, 4)}
+    base_model.check(base_model.Base(fake(tmp_path / "x.safetensors", {**shapes(SMALL), **extra})))
+
+
+def test_fp8_weights_are_multiplied_by_their_scales(tmp_path):
+    key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
+    state = random_state(SMALL)
+    small = state[f"{key}.weight"].float()
+    scale = small.abs().max() / 448
+    state[f"{key}.weight"] = (small / scale).to(torch.float8_e4m3fn)
+    wanted = state[f"{key}.weight"].float() * scale
+    state |= {f"{key}.scale_weight": scale, f"{key}.scale_input": torch.ones(()), "scaled_fp8": torch.ones(2)}
+    save_file(state, tmp_path / "x.safetensors")
+    base = base_model.Base(tmp_path / "x.safetensors")
+    base_model.check(base)
+    found = base_model.load_unet(base, torch.float32).state_dict()
+    assert torch.equal(found["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"], wanted)
+    assert (wanted - small).abs().max() < 0.05 * small.abs().max()
+    merge.save_checkpoint(base, tmp_path / "y.safetensors", lambda name, value: value)
+    again = load_file(tmp_path / "y.safetensors")
+    assert torch.equal(again[f"{key}.weight"], wanted.half())
+    assert f"{key}.scale_weight" not in again
+
+
+def test_zero_terminal_snr_of_a_file(tmp_path):
+    """By each of its signs; the last timestep is noise alone, for training and pictures alike."""
+    signs = {"key": ({"ztsnr": (), "v_pred": ()}, {}), "metadata": ({"v_pred": ()}, {"ss_zero_terminal_snr": "True"})}
+    for name, (extra, metadata) in signs.items():
+        base = base_model.Base(fake(tmp_path / f"{name}.safetensors", {**shapes(SMALL), **extra}, metadata))
+        schedule = base_model.load_noise_schedule(base)
+        assert schedule.alphas_cumprod[-1].item() == 0
+        assert schedule.snr(torch.tensor([999])).item() < 1e-7
+        assert base_model.scheduler_config(base)["timestep_spacing"] == "trailing"
+
+
+SCHEDULES = {
+    "zero SNR": {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    "trained betas": {"trained_betas": [0.001 + 0.00001 * i for i in range(1000)]},
+    "linear": {"beta_schedule": "linear"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_training_follows_a_folders_schedule(kind, tmp_path):
+    folder = shutil.copytree(MODEL, tmp_path / "x")
+    file = folder / "scheduler" / "scheduler_config.json"
+    settings = {**json.loads(file.read_text()), **SCHEDULES[kind]}
+    file.write_text(json.dumps(settings))
+    base = base_model.Base(folder)
+    base_model.check(base)
+    found = base_model.load_noise_schedule(base).alphas_cumprod
+    assert torch.equal(found, DDPMScheduler.from_config(settings).alphas_cumprod)
+    assert torch.equal(found, pipeline.load_pipeline(base).scheduler.alphas_cumprod)
+    assert not torch.equal(found, base_model.load_noise_schedule(base_model.Base(MODEL)).alphas_cumprod)
+
+
+@pytest.mark.parametrize("wrong", [{"trained_betas": [0.1]}, {"beta_schedule": "sigmoid"}, {"beta_start": "x"}])
+def test_an_unknown_schedule_is_refused_by_name(wrong, tmp_path):
+    folder = shutil.copytree(MODEL, tmp_path / "x")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **wrong}))
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        base_model.check(base_model.Base(folder))
+
+
+def test_more_words_and_more_positions_load(tmp_path):
+    """A vocabulary grown by textual inversion, and an encoder of 248 positions: prompts still take 77 of them."""
+    state = random_state(SMALL)
+    clip = "cond_stage_model.transformer.text_model.embeddings"
+    words, places = state[f"{clip}.token_embedding.weight"], state[f"{clip}.position_embedding.weight"]
+    plain = write(tmp_path / "plain.safetensors", SMALL)
+    state[f"{clip}.token_embedding.weight"] = torch.cat([words, words[:2]])
+    state[f"{clip}.position_embedding.weight"] = torch.cat([places, places, places, places[:17]])
+    state[f"{clip}.position_ids"] = torch.arange(248).view(1, 248)
+    save_file(state, tmp_path / "grown.safetensors")
+    one, two = (
+        base_model.text_states(*base_model.load_text_encoder(base_model.Base(p), torch.float32), ["a fox"], 1)
+        for p in (plain, tmp_path / "grown.safetensors")
+    )
+    assert torch.equal(one, two)
+
+
 def without(prefix):
     return {k: s for k, s in shapes(SMALL).items() if not k.startswith(prefix)}
 
@@ -137,6 +332,8 @@ REFUSED = {
     "diffusers part": ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "one part of a diffusers folder"),
     "textual inversion": ({"emb_params": (1, 768)}, "is a textual inversion"),
     "ControlNet": ({"control_model.x": (1,)}, "is a ControlNet"),
+    "LoHa": ({"lora_unet_x.hada_w1_a": (1,)}, "is a LoRA"),
+    "EMA alone": ({**without("model.diff"), "model_ema.diffusion_modelout2weight": (1,)}, "only as an average .EMA."),
     "something": ({"x": (1,)}, "no Stable Diffusion checkpoint"),
     "no text encoder": (without("cond_stage_model."), "lacks the text encoder"),
     "half a U-Net": (without("model.diffusion_model.out"), "lacks weights of it"),
@@ -177,9 +374,6 @@ def test_a_missing_weight_is_found_when_loading(tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="the unet has weights missing"):
         base_model.load_unet(base_model.Base(tmp_path / "x.safetensors"), torch.float32)
-
-
-LOADERS = {"unet": base_model.load_unet, "vae": base_model.load_vae, "text_encoder": base_model.load_text_encoder}
 
 
 @pytest.mark.parametrize("part", LOADERS)

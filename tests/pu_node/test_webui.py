@@ -73,7 +73,7 @@ def file(tmp_path_factory):
     )
     started = datetime.datetime(2026, 1, 2, 3, 0, tzinfo=datetime.timezone.utc).timestamp()
     captions = ["a photo, beach", "a photo, jane roe smiling", "a photo"]
-    images = lora_file.dataset_metadata(captions, ["Jane Roe", None], started=started, show_sensitive=False)
+    images = lora_file.dataset_metadata(captions, ["Jane Roe", None], started=started, shows_tags=False)
     path = tmp_path_factory.mktemp("lora") / "no-more-2.safetensors"
     lora_file.save(path, tensors, {**standard, **images})
     return path
@@ -115,9 +115,9 @@ def test_the_list_shows_alias_version_date_and_counts(metadata):
     assert metadata["ss_dataset_dirs"].keys() == {"unlabeled", "sensitive"}
 
 
-def test_tags_count_unlabeled_captions_and_hide_sensitive_ones(metadata):
-    assert metadata["ss_tag_frequency"] == {"unlabeled": {"a photo": 3, "beach": 1}}
-    shown = lora_file.dataset_metadata(["x"], ["Jane Roe"], started=0, show_sensitive=True)
+def test_tags_are_told_only_where_asked_for(metadata):
+    assert metadata["ss_tag_frequency"] == {}
+    shown = lora_file.dataset_metadata(["x"], ["Jane Roe"], started=0, shows_tags=True)
     assert json.loads(shown["ss_tag_frequency"]) == {"unlabeled": {"x": 1}, "sensitive": {"jane roe": 1}}
 
 

@@ -110,7 +110,7 @@ def encoder_features(
     try:
         with quiet():
             processor = AutoImageProcessor.from_pretrained(source)
-            encoder = AutoModel.from_pretrained(source).to(device).eval()
+            encoder = AutoModel.from_pretrained(source, use_safetensors=True).to(device).eval()
     except Exception as error:  # transformers, hub and safetensors each raise their own
         raise UserError(
             f"--encoder: {source} cannot be loaded as an image encoder ({str(error).splitlines()[0]})"

@@ -25,6 +25,13 @@ def event_line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
+def is_event(found: Any) -> bool:
+    """Whether a parsed line is an event: an object with a name, and a number where it is a step's."""
+    if not isinstance(found, dict) or not isinstance(found.get("event"), str):
+        return False
+    return found["event"] != "step" or type(found.get("step")) is int
+
+
 class EventWriter:
     """Writes events to stdout where they were asked for (--events jsonl), and nothing otherwise."""
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from .errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # also for this user, or for a file of that size (FAT)
+WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5)  # between tries to rename
 DISK = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
@@ -42,12 +44,25 @@ def replacing(target: Path, *, durable: bool = True) -> Iterator[Path]:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # safetensors makes it private; a LoRA is read by other programs' users
-        os.replace(temporary, target)
+        rename(temporary, target)
     except Exception as error:
         raise_for(target, error, folder)
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename onto target. Windows refuses as long as a scanner or a viewer holds it: try again for three seconds."""
+    for wait_s in (*WAITS_S, None):
+        try:
+            os.replace(source, target)
+        except PermissionError:
+            if wait_s is None or target.is_dir():
+                raise
+            time.sleep(wait_s)
+        else:
+            return
 
 
 def raise_for(target: Path, error: Exception, folder: Path) -> None:
@@ -98,6 +113,14 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder}: another run is using this folder. Wait for it, or use another one.") from None
+    except (OSError, NotImplementedError) as error:  # NFS without its lock service, some network drives
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder}: this disk gives no locks ({reason}), so two runs could spoil each other's files. "
+            "Put the output on a local disk (--output-dir), or switch on the network drive's locks."
+        ) from None
     try:
         yield
     finally:

@@ -186,7 +186,9 @@ class TrainConfig(BaseModel):
     save_merged: Literal["no", "folder", "checkpoint"] = option(
         "no", "also save the model with the LoRA in it: as a diffusers folder, or as a file like --base's"
     )
-    metadata: Literal["safe", "full"] = option("safe", "full writes the captions of sensitive images into the LoRA")
+    metadata: Literal["safe", "full"] = option(
+        "safe", "full writes captions, prompts and names of files and folders into the LoRA and the report"
+    )
     images: int = option(16, "pictures made before and after with the same seeds", ge=0, le=100)
     sample_every: int = option(0, "steps between pictures during training; 0: none", ge=0)
     sample_steps: int = option(25, "steps of the sampler that makes the pictures", ge=1, le=1000)

@@ -50,7 +50,7 @@ class ImageGenerator:
             self.pipe.disable_lora()
         else:
             self.pipe.enable_lora()
-            self.pipe.set_adapters(self.pipe.get_list_adapters()["unet"], strength)
+            self.pipe.set_adapters(pipeline.lora_names(self.pipe), strength)
 
     def make(
         self, folder: Path, prompt: str, seeds: Sequence[int], *, strength: float, progress: Progress

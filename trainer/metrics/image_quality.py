@@ -87,10 +87,20 @@ def inception_distances(
         except Exception as error:  # no network for its weights, too few images
             return {}, f"FID and KID could not be measured ({first_line(error)})"
         result[kind] = [
-            Distance("FID", float(found["frechet_inception_distance"])),
+            Distance(_fid_name(min(len(files), len(real))), float(found["frechet_inception_distance"])),
             Distance("KID", float(found["kernel_inception_distance_mean"])),
         ]
     return result, None
+
+
+FEW = 2048  # Inception's features: below as many images their covariance has no inverse, and FID is biased upwards
+
+
+def _fid_name(images: int) -> str:
+    """Name the FID with what it is worth."""
+    if images >= FEW:
+        return "FID"
+    return f"FID from {images} images (biased upwards below {FEW}: compare only with others of {images}; KID is fairer)"
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def from_model(source: str, sensitive_labels: Sequence[str], labeled: Path | Non
     try:
         with quiet():
             processor = AutoImageProcessor.from_pretrained(source)
-            model = AutoModelForImageClassification.from_pretrained(source).eval()
+            model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True).eval()
     except Exception as error:  # transformers, hub and safetensors each raise their own
         raise UserError(f"--judge: {source} cannot be loaded as an image classifier ({first_line(error)})") from None
     sensitive_ids = _label_ids({int(i): name for i, name in model.config.id2label.items()}, sensitive_labels)
@@ -154,7 +154,10 @@ def from_clip(source: str, normal: str, sensitive: str, labeled: Path | None) ->
 
     try:
         with quiet():
-            model, processor = CLIPModel.from_pretrained(source).eval(), CLIPProcessor.from_pretrained(source)
+            model, processor = (
+                CLIPModel.from_pretrained(source, use_safetensors=True).eval(),
+                CLIPProcessor.from_pretrained(source),
+            )
     except Exception as error:  # transformers, hub and safetensors each raise their own
         raise UserError(f"--clip: {source} cannot be loaded as a CLIP model ({first_line(error)})") from None
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENIZER = MODEL / "tokenizer"  # CLIP's, the same for all of SD 1.x
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # our word -> diffusers'
 
 
@@ -73,9 +74,27 @@ def _check_folder(base: Base) -> None:
         if not (part == "vae" and base.vae):
             weights_file(path / part, WEIGHTS[part])
     noise = read_config(path / "scheduler", "scheduler_config.json")
-    is_known = noise.get("prediction_type", "epsilon") in PREDICTIONS.values()
-    if not is_known or noise.get("beta_schedule") != "scaled_linear":
-        raise UserError(f"--base: {path}/scheduler: not the noise schedule of Stable Diffusion 1.x")
+    if problem := _schedule_problem(noise):
+        raise UserError(f"--base: {path}/scheduler: {problem}; not a noise schedule that is known here")
+
+
+def _schedule_problem(noise: dict[str, Any]) -> str | None:
+    """Say what of a scheduler's settings is unknown here, or None."""
+    if (found := noise.get("prediction_type", "epsilon")) not in PREDICTIONS.values():
+        return f"prediction_type is {found!r}"
+    if (found := noise.get("beta_schedule", "linear")) not in BETA_SCHEDULES:
+        return f"beta_schedule is {found!r}"
+    betas, steps = noise.get("trained_betas"), noise.get("num_train_timesteps", 1000)
+    if betas is not None and not (isinstance(betas, list) and len(betas) == steps and all(_is_share(b) for b in betas)):
+        return f"trained_betas are not {steps} numbers from 0 to 1"
+    wrong = [name for name in ("beta_start", "beta_end") if not _is_share(noise.get(name, 0.01))]
+    if wrong or not isinstance(steps, int) or steps < 1:
+        return f"{wrong[0] if wrong else 'num_train_timesteps'} is no such number"
+    return None
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _check_vae(path: Path) -> None:
@@ -83,15 +102,18 @@ def _check_vae(path: Path) -> None:
         read_config(path, option="--vae")
         weights_file(path, WEIGHTS["vae"], option="--vae")
         return
+    if path.suffix.lower() in single_file.PICKLES:
+        return  # looked at when it is loaded, which needs torch
     if path.suffix.lower() != ".safetensors":
-        raise UserError(f"--vae: {path} is neither a diffusers VAE folder nor a .safetensors file")
+        raise UserError(f"--vae: {path} is neither a diffusers VAE folder nor a .safetensors, .ckpt or .pt file")
     try:
         shapes, _ = single_file.header(path)
-        single_file.part_config(shapes, "vae")
     except UserError as error:
         raise UserError(f"--vae: {error}") from None
-    except (LookupError, TypeError, ValueError):
-        raise UserError(f"--vae: {path} holds no VAE with Stable Diffusion's own (LDM) key names") from None
+    if not single_file.is_vae(shapes):
+        raise UserError(
+            f"--vae: {path} holds no VAE, neither with Stable Diffusion's own (LDM) key names nor diffusers'"
+        )
 
 
 def read_config(folder: Path, name: str = "config.json", *, option: str = "--base") -> dict[str, Any]:
@@ -163,10 +185,50 @@ def _load(kind: Any, place: Path, part: str, dtype: torch.dtype) -> torch.nn.Mod
         try:
             found, missing = (_from_folder if place.is_dir() else _from_file)(kind, place, part, dtype)
         except (NotImplementedError, KeyError, ValueError) as error:  # of diffusers: left without a value, misshapen
-            missing = [(str(error).strip() or repr(error)).splitlines()[0].split(". If you want")[0]]
+            missing = _misfits(kind, place, part) if place.is_file() else []
+            missing = missing or [(str(error).strip() or repr(error)).splitlines()[0].split(". If you want")[0]]
     if missing:
-        raise UserError(f"{place}: the {part} has weights missing or misshapen ({missing[0]})")
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"{place}: the {part} has weights missing or misshapen ({', '.join(missing[:3])}{more})")
+    check_finite(place, part, found)
     return found.requires_grad_(False).eval()
+
+
+def check_finite(place: Path, part: str, model: torch.nn.Module) -> None:
+    """Raise UserError naming the first weight that is nan or infinite: training could only fail, at its first step."""
+    for name, value in model.state_dict().items():
+        # a sum reads each value once and makes no mask; fp16 and fp8 are summed in fp32
+        if value.is_floating_point() and not _sum(value).isfinite():
+            broken = value.numel() - int(value.float().isfinite().sum())
+            if broken:
+                raise UserError(
+                    f"{place}: {part}: {broken} of {value.numel()} values of {name} are not finite (nan or infinity). "
+                    "The file is damaged, or was merged or saved wrongly: take another copy of the model."
+                )
+
+
+def _sum(value: Tensor) -> Tensor:
+    """Sum in fp32: fp16 would overflow."""
+    import torch
+
+    return (value.float() if value.dtype.itemsize == 1 else value).sum(dtype=torch.float32)
+
+
+def _misfits(kind: Any, place: Path, part: str) -> list[str]:
+    """List the weights that a file lacks or has in another shape, by diffusers' names. Empty: it cannot be said."""
+    import torch
+    from diffusers.loaders import single_file_utils
+
+    convert = getattr(single_file_utils, f"convert_ldm_{part}_checkpoint")
+    state = single_file.tensors(place, part)
+    with torch.device("meta"):
+        model = kind.from_config(single_file.part_config(single_file.shapes_of(state), part))
+    try:
+        found = convert(dict(state), dict(model.config))
+    except KeyError as error:
+        return [str(error.args[0])]
+    wanted = model.state_dict().items()
+    return [name for name, value in wanted if name not in found or found[name].shape != value.shape]
 
 
 def _from_folder(kind: Any, place: Path, part: str, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
@@ -199,6 +261,7 @@ def load_text_encoder(base: Base, dtype: torch.dtype) -> tuple[Any, torch.nn.Mod
     if misfits := [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]:
         raise UserError(f"{place}: the text encoder lacks weights, or has them misshapen, such as {misfits[0]}")
     encoder.load_state_dict(state, strict=False)
+    check_finite(place, "text_encoder", encoder)
     return tokenizer, encoder.to(dtype).requires_grad_(False).eval()
 
 
@@ -215,8 +278,7 @@ def load_tokenizer(base: Base) -> Any:
 def scheduler_config(base: Base) -> dict[str, Any]:
     """Return diffusers' scheduler settings: the folder's, or SD 1.x's for a single file; --prediction-type applied."""
     if base.is_file:
-        said = "v" if base.path.suffix.lower() == ".safetensors" and _says_v(base.path) else "epsilon"
-        found = {**SCHEDULE, "prediction_type": PREDICTIONS[said]}
+        found = {**SCHEDULE, **_said(base.path)}
     else:
         found = read_config(base.path / "scheduler", "scheduler_config.json")
     if base.prediction != "auto":
@@ -224,21 +286,29 @@ def scheduler_config(base: Base) -> dict[str, Any]:
     return {**found, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 
 
-def _says_v(path: Path) -> bool:
-    """Whether a file declares v-prediction: by an empty tensor named v_pred, or by modelspec's metadata."""
-    shapes, metadata = single_file.header(path)
-    return "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v")
+def _said(path: Path) -> dict[str, Any]:
+    """Read what a file declares of its schedule: by empty tensors named v_pred and ztsnr, or by its metadata."""
+    is_readable = path.suffix.lower() == ".safetensors"  # a .ckpt is opened only to be loaded
+    shapes, metadata = single_file.header(path) if is_readable else ({}, {})
+    is_v = "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v")
+    flags = (
+        metadata.get(name, "").lower() for name in ("ss_zero_terminal_snr", "modelspec.zero_terminal_snr", "ztsnr")
+    )
+    is_zero = "ztsnr" in shapes or any(flag in ("true", "1") for flag in flags)
+    found: dict[str, Any] = {"prediction_type": PREDICTIONS["v" if is_v else "epsilon"]}
+    return {**found, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if is_zero else found
 
 
 def load_noise_schedule(base: Base) -> NoiseSchedule:
     """Read the noise schedule and what the model predicts from its configuration."""
-    from .noise_schedule import NoiseSchedule, alphas_cumprod
+    from .noise_schedule import NoiseSchedule
 
-    config = scheduler_config(base)
-    betas = config["beta_start"], config["beta_end"]
-    return NoiseSchedule(
-        alphas_cumprod(*betas, config["num_train_timesteps"]), config.get("prediction_type", "epsilon")
-    )
+    with quiet():
+        from diffusers import DDIMScheduler
+
+        config = scheduler_config(base)
+        made: Any = DDIMScheduler.from_config(config)  # the pictures' own
+    return NoiseSchedule(made.alphas_cumprod, config.get("prediction_type", "epsilon"))
 
 
 TOKENS = 77  # of the text encoder's positions: a begin and an end token, and 75 between

@@ -2,20 +2,22 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.files import replacing
 
-UNET_PREFIX = "lora_unet_"
-Pairs = Mapping[str, tuple[nn.Module, nn.Module]]
+UNET_PREFIX, TEXT_PREFIX = "lora_unet_", "lora_te_"
+Pairs = Mapping[str, tuple[Any, Any]]  # module path -> (down layer, up layer)
 TAGS = 1000  # the most frequent ones: UIs show a few dozen
 
 
@@ -39,35 +41,100 @@ def to_kohya(weights: Mapping[str, Tensor], *, alpha: float, dtype: torch.dtype)
     return tensors
 
 
-def from_kohya(path: Path, modules: Pairs, *, rank: int, scale: float) -> dict[str, Tensor]:
-    """Read a LoRA file's weights by module path (`….down`, `….up`), rescaled to our alpha / rank.
+def read(path: Path, *, option: str = "--lora") -> dict[str, Tensor]:
+    """Read a LoRA's tensors under kohya's names, whichever way it was written.
 
-    Args:
-        modules: the U-Net's modules that have a LoRA: path -> (down layer, up layer).
-        scale: our alpha / rank; the file's own alpha goes into its up weights.
-    Raises: UserError if the file is no LoRA for these modules, or of another rank or width. What it has for the text
-        encoder is left out.
+    Taken as well: diffusers' names (`unet.….lora_A.weight`, `….lora.down.weight`), peft's own prefix, and OneTrainer's
+    (kohya's with dots). What has no counterpart keeps its name.
+    Raises: UserError if the file cannot be read, is no LoRA, or holds nan.
     """
     try:
         found = safetensors.torch.load_file(path)
     except Exception as error:  # safetensors has its own
-        raise UserError(f"--init-lora: {path} cannot be read ({error})") from None
+        raise UserError(f"{option}: {path} cannot be read ({error})") from None
+    broken = [name for name, value in found.items() if value.is_floating_point() and not value.float().isfinite().all()]
+    if broken:
+        raise UserError(f"{option}: {path} is damaged: {broken[0]} holds values that are not finite (nan or infinity)")
+    named = {_kohya_key(name): value for name, value in found.items()}
+    if not any(name.endswith((".lora_down.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")) for name in named):
+        raise UserError(f"{option}: {path} is no LoRA: it holds none of its pairs of layers")
+    return named
+
+
+def _kohya_key(name: str) -> str:
+    plain = name.removeprefix("base_model.model.")
+    match = re.fullmatch(
+        r"(.+)\.(?:lora_([AB])(?:\.default)?|lora\.(down|up)|lora_(down|up))\.weight|(.+)\.alpha", plain
+    )
+    if not match:
+        return name
+    module = match[1] or match[5]
+    if not module.startswith(("lora_", "unet.", "text_encoder.")):
+        module = f"unet.{module}" if name != plain else module
+    for kohya, theirs in ((UNET_PREFIX, "unet."), (TEXT_PREFIX, "text_encoder.")):
+        for start in (theirs, kohya.removesuffix("_") + "."):
+            if module.startswith(start):
+                module = kohya + module.removeprefix(start).replace(".", "_")
+    side = {"A": "down", "B": "up"}.get(match[2]) or match[3] or match[4]
+    return f"{module}.lora_{side}.weight" if side else f"{module}.alpha"
+
+
+def from_kohya(path: Path, modules: Pairs, *, rank: int, scale: float) -> dict[str, Tensor]:
+    """Read a LoRA file's weights by module path (`….down`, `….up`), rescaled to our alpha / rank.
+
+    Args:
+        modules: the U-Net's modules that have a LoRA: path -> (down layer, up layer). Those that the file lacks keep
+            their values, which change nothing.
+        scale: our alpha / rank; the file's own alpha goes into its up weights.
+    Raises: UserError if the file is no LoRA for these modules, of another rank or width, or has more than they take:
+        without the rest it would be another LoRA. Only what it has for the text encoder is left out.
+    """
+    found = read(path, option="--init-lora")
+    _refuse_foreign(path, found, {kohya_name(module) for module in modules})
     weights = {}
-    for module in modules:
+    for module, layers in modules.items():
         name = kohya_name(module)
-        try:
-            down, up = (found[f"{name}.lora_{side}.weight"].float() for side in ("down", "up"))
-        except KeyError as error:
-            raise UserError(f"--init-lora: {path} has no {error.args[0]}: a LoRA for another model or target") from None
+        pair = [found.get(f"{name}.lora_{side}.weight") for side in ("down", "up")]
+        down, up = (
+            layer.weight.detach() if value is None else value.float() for value, layer in zip(pair, layers, strict=True)
+        )
         if len(down) != rank:
             raise UserError(f"--init-lora: {path} has rank {len(down)}; give --rank {len(down)}")
-        _compare_shapes(path, name, (down, up), modules[module])
+        _compare_shapes(path, name, (down, up), layers)
         alpha = found.get(f"{name}.alpha", torch.tensor(float(rank))).item()
         weights[f"{module}.down"], weights[f"{module}.up"] = down, up * (alpha / rank / scale)
     return weights
 
 
-def _compare_shapes(path: Path, name: str, found: tuple[Tensor, Tensor], layers: tuple[nn.Module, nn.Module]) -> None:
+def text_encoder_modules(path: Path) -> int:
+    """Count the modules of the text encoder that a LoRA file changes."""
+    return len({key.partition(".")[0] for key in read(path) if key.startswith(TEXT_PREFIX)})
+
+
+def _refuse_foreign(path: Path, found: Mapping[str, Tensor], names: set[str]) -> None:
+    """Raise UserError for what a LoRA has beyond these modules of the U-Net, or if it has none of them."""
+    places = {key.partition(".")[0]: key for key in found if not key.startswith(TEXT_PREFIX)}
+    foreign = sorted(key for name, key in places.items() if name not in names)
+    if not names & places.keys():
+        raise UserError(f"--init-lora: {path} has nothing for this model's modules: a LoRA for another model or target")
+    parts = ("alpha", "lora_down.weight", "lora_up.weight")
+    foreign += sorted(key for key in found if key.partition(".")[0] in names and key.partition(".")[2] not in parts)
+    if foreign:
+        raise UserError(
+            f"--init-lora: {path} has more than is trained here, such as {foreign[0]} ({len(foreign)} modules in all; "
+            "a LoCon's 3x3 layers, DoRA and the like): without them it would be another LoRA"
+        )
+    lone = [
+        f"{name}.lora_{side}.weight"
+        for name in sorted(names & places.keys())
+        for side in ("down", "up")
+        if f"{name}.lora_{side}.weight" not in found
+    ]
+    if lone:
+        raise UserError(f"--init-lora: {path} is damaged: it has no {lone[0]}")
+
+
+def _compare_shapes(path: Path, name: str, found: tuple[Tensor, Tensor], layers: tuple[Any, Any]) -> None:
     for side, value, layer in zip(("down", "up"), found, layers, strict=True):
         if value.shape != layer.weight.shape:
             shapes = f"is {tuple(value.shape)} there, {tuple(layer.weight.shape)} in this model"
@@ -115,25 +182,22 @@ def standard_metadata(
 
 
 def dataset_metadata(
-    unlabeled: Sequence[str | None], sensitive: Sequence[str | None], *, started: float, show_sensitive: bool
+    unlabeled: Sequence[str | None], sensitive: Sequence[str | None], *, started: float, shows_tags: bool
 ) -> dict[str, str]:
     """Return the metadata about a LoRA's images and date. Folders are named by their role only.
 
     Args:
         unlabeled, sensitive: the captions, one for each image; None where it has none of its own.
         started: seconds since 1970.
-        show_sensitive: whether captions of sensitive images may be read; if not, tags that hold one of theirs are left
-            out of the unlabeled images' tags, too.
+        shows_tags: whether captions may be read, as tags. Those of unlabeled images tell as much as those of
+            sensitive ones, which are hidden among them.
     """
-    hidden = () if show_sensitive else tuple(_tags(sensitive))
-    tags = {"unlabeled": {t: n for t, n in _tags(unlabeled).items() if not any(h in t for h in hidden)}}
-    if show_sensitive:
-        tags["sensitive"] = _tags(sensitive)
-    images = {"unlabeled": len(unlabeled), "sensitive": len(sensitive)}
-    folders = {role: {"n_repeats": 1, "img_count": count} for role, count in images.items()}
+    images = {"unlabeled": unlabeled, "sensitive": sensitive}
+    folders = {role: {"n_repeats": 1, "img_count": len(captions)} for role, captions in images.items()}
+    tags = {role: _tags(captions) for role, captions in images.items()} if shows_tags else {}
     return {
         "ss_training_started_at": str(started),
-        "ss_num_train_images": str(sum(images.values())),
+        "ss_num_train_images": str(len(unlabeled) + len(sensitive)),
         "ss_dataset_dirs": json.dumps(folders),
         "ss_tag_frequency": json.dumps(
             {r: dict(list(t.items())[:TAGS]) for r, t in tags.items() if t}, ensure_ascii=False
@@ -167,8 +231,3 @@ def _hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str
 def read_metadata(path: Path) -> dict[str, str]:
     with safe_open(path, "pt") as file:
         return file.metadata() or {}
-
-
-def hashed(caption: str) -> str:
-    """Hash a sensitive caption (sha256): a shared file does not show it, while its author can prove it."""
-    return hashlib.sha256(caption.encode()).hexdigest()

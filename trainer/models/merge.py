@@ -52,10 +52,16 @@ def save_checkpoint(base: Base, file: Path, change: Change) -> None:
     with safe_open(base.path, "pt") as source:
         metadata = source.metadata()
         state = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+    if any(name.endswith(single_file.SCALE) for name in state):  # fp8 with scales, which the change knows nothing of
+        state = {name: _plain(value) for name, value in single_file.unscaled(state).items()}
     for name, key in ldm_names(base).items():
         state[key] = change(name, state[key])
     with replacing(file) as temporary:
         save_file(state, temporary, metadata=metadata)
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value
 
 
 def ldm_names(base: Base) -> dict[str, str]:
@@ -63,7 +69,11 @@ def ldm_names(base: Base) -> dict[str, str]:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     prefix = single_file.PREFIXES["unet"]
-    keys = [name for name in single_file.shapes(base.path, "unet") if name.startswith(prefix)]
+    keys = [
+        name
+        for name in single_file.shapes(base.path, "unet")
+        if name.startswith(prefix) and not name.endswith((single_file.SCALE, ".scale_input"))
+    ]
     convert: Callable = convert_ldm_unet_checkpoint
     converted = convert({key: torch.tensor(i) for i, key in enumerate(keys)}, base_model.part_config(base, "unet"))
     return {name: keys[number] for name, number in converted.items()}

@@ -63,7 +63,7 @@ class NoiseSchedule:
     def snr(self, t: Tensor) -> Tensor:
         """Return the signal-to-noise ratio a_t / (1 - a_t). Args: t: [n] int64. Returns: [n] fp32, on t's device."""
         a = self.alphas_cumprod.to(t.device)[t]
-        return a / (1 - a)
+        return (a / (1 - a)).clamp(min=1e-8)  # zero terminal SNR: weights divide by it
 
     def _at(self, t: Tensor, like: Tensor) -> Tensor:
         """Return alphas_cumprod at t, shaped to be multiplied with like."""

@@ -18,18 +18,18 @@ CONVERT = (
 )
 
 
-def load(path: Path) -> dict[str, Tensor]:
+def load(path: Path, *, option: str = "--base") -> dict[str, Tensor]:
     """Read the tensors of a .ckpt by name, mapped from disk. Raises: UserError if it needs anything beyond tensors."""
     import torch
     from torch.serialization import safe_globals
 
     if tuple(int(n) for n in torch.__version__.split("+")[0].split(".")[:2]) < (2, 10):
-        raise UserError(f"--base: a .ckpt is only opened with torch 2.10 or newer, this is {torch.__version__}")
+        raise UserError(f"{option}: a .ckpt is only opened with torch 2.10 or newer, this is {torch.__version__}")
     try:
         with safe_globals(_harmless()):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch each have their own
-        raise UserError(f"--base: {path} is not opened: {_reason(error)}. {CONVERT}") from None
+        raise UserError(f"{option}: {path} is not opened: {_reason(error)}. {CONVERT}") from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     entries = state.items() if isinstance(state, dict) else ()
     return {name: value for name, value in entries if isinstance(name, str) and isinstance(value, torch.Tensor)}

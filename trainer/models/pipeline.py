@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from ..common.third_party import quiet
+from . import lora_file
 from .base_model import Base, load_text_encoder, load_unet, load_vae, scheduler_config
 
 if TYPE_CHECKING:
@@ -62,13 +64,41 @@ def set_sampler(pipe: Any, name: str) -> None:
 
 
 def add_lora(pipe: Any, path: Path, strength: float) -> None:
-    """Load a LoRA file as any user of diffusers does. Raises: UserError if it does not fit the model."""
-    from ..common.third_party import quiet
+    """Load a LoRA file as any user of diffusers does; other trainers' names are taken too, see `lora_file.read`.
 
+    Raises: UserError if it does not fit the model, wholly or in part.
+    """
+    tensors = lora_file.read(path)
+    _check_fit(pipe, path, tensors)
     try:
         with quiet():
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+            pipe.load_lora_weights(tensors)
     except Exception as error:  # diffusers, peft and safetensors each raise their own
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"--lora: {path} does not fit this model ({reason})") from None
-    pipe.set_adapters(pipe.get_list_adapters()["unet"], strength)
+        raise UserError(f"--lora: {path} cannot be used with this model ({reason})") from None
+    if not lora_names(pipe):
+        raise UserError(f"--lora: {path} has nothing for this model: no part of it was taken")
+    pipe.set_adapters(lora_names(pipe), strength)
+
+
+def lora_names(pipe: Any) -> list[str]:
+    """List the LoRAs that were added, to the U-Net, the text encoder or both."""
+    return sorted({name for names in pipe.get_list_adapters().values() for name in names})
+
+
+def _check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> None:
+    """Raise UserError if a LoRA's layer does not fit the U-Net's layer of that name."""
+    layers = {lora_file.kohya_name(name): layer for name, layer in pipe.unet.named_modules()}
+    for key, value in tensors.items():
+        name, _, side = key.partition(".")
+        if not name.startswith(lora_file.UNET_PREFIX) or side not in ("lora_down.weight", "lora_up.weight"):
+            continue
+        weight = getattr(layers.get(name), "weight", None)
+        if weight is None:
+            if re.match(r"lora_unet_(input|middle|output)_block", name):
+                return  # LDM's names: diffusers renames them
+            raise UserError(f"--lora: {path} is a LoRA for another model: this one has no {name}")
+        axis = 1 if side.startswith("lora_down") else 0
+        if value.shape[axis] != weight.shape[axis]:
+            found = f"{value.shape[axis]} wide there, {weight.shape[axis]} in this model"
+            raise UserError(f"--lora: {path} is a LoRA for another model: {key} is {found}")

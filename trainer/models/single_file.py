@@ -7,13 +7,14 @@ tensors' shapes: a smaller variant of the architecture loads too.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from . import pickle_checkpoint
+from . import pickle_checkpoint, vae_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
 WANTED = "PU Unlearn trains on Stable Diffusion 1.x checkpoints"
 SUFFIXES = (".safetensors", ".ckpt")
+PICKLES = (".ckpt", ".pt")
+SCALE = ".scale_weight"  # of fp8 checkpoints: what a weight of this name is to be multiplied by
+LORA = re.compile(r"\.(lora_(down|up|A|B)(\.\w+)?\.weight|lora\.(down|up)\.weight|hada_w[12]_[ab]|lokr_w[12](_[ab])?)$")
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 Shapes = Mapping[str, tuple[int, ...]]
 # The first rule whose text is in a key names what the file is. Order matters: SDXL has Stable Diffusion 1's keys too.
@@ -30,9 +34,6 @@ OTHER_KINDS = (
     ("joint_blocks.", "Stable Diffusion 3"),
     ("double_blocks.", "FLUX"),
     ("cond_stage_model.model.", "Stable Diffusion 2.x"),
-    ("lora_", "a LoRA, not a base model"),
-    (".lora_A.", "a LoRA, not a base model"),
-    (".lora.down.", "a LoRA, not a base model"),
     ("control_model.", "a ControlNet"),
     ("controlnet_cond_embedding", "a ControlNet"),
     ("emb_params", "a textual inversion"),
@@ -52,12 +53,15 @@ def header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
             if not 2 <= length <= MAX_HEADER:
                 raise ValueError
             entries = json.loads(file.read(length).decode())
-        metadata = entries.pop("__metadata__", {})
+        metadata = entries.pop("__metadata__", None) or {}
+        _check_metadata(path, metadata)
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        if not all(isinstance(n, int) and n >= 0 for shape in shapes.values() for n in shape):
+            raise ValueError
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: {_what_instead(path)}") from None
     if size != end:
         what = f"cut off after {size}" if size < end else f"damaged: {size} instead"
@@ -65,9 +69,23 @@ def header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     return shapes, metadata
 
 
+def _check_metadata(path: Path, metadata: Any) -> None:
+    """Raise UserError if no library reads a file for its metadata: the format allows text only."""
+    wrong = (
+        "itself"
+        if not isinstance(metadata, dict)
+        else next((repr(name) for name, value in metadata.items() if not isinstance(value, str)), None)
+    )
+    if wrong:
+        raise UserError(
+            f"{path}: its metadata ({wrong}) hold something other than text, which the .safetensors format does not "
+            "allow. Save the file again, with its metadata as text or without."
+        )
+
+
 def shapes(path: Path, part: str) -> dict[str, tuple[int, ...]]:
     """Read names and shapes of a checkpoint's tensors. Args: part: named in the error message."""
-    return shapes_of(_load_ckpt(path, part)) if path.suffix.lower() == ".ckpt" else header(path)[0]
+    return shapes_of(_load_ckpt(path, part)) if path.suffix.lower() in PICKLES else header(path)[0]
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -76,7 +94,13 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _load_ckpt(path: Path, part: str) -> dict[str, Tensor]:
     """Read all tensors of a .ckpt and check their shapes. Args: part: named in the error. Raises: UserError."""
-    state = pickle_checkpoint.load(path)
+    state = pickle_checkpoint.load(path, option="--vae" if part == "vae" else "--base")
+    if part == "vae" and not any(name.startswith(PREFIXES["unet"]) for name in state):
+        if not is_vae(shapes_of(state)):
+            raise UserError(
+                f"--vae: {path} holds no VAE, neither with Stable Diffusion's own (LDM) key names nor diffusers'"
+            )
+        return state
     check_shapes(path, shapes_of(state), has_vae=part != "vae")
     return state
 
@@ -119,9 +143,16 @@ def check(path: Path, *, has_vae: bool) -> None:
 
 def check_shapes(path: Path, shapes: Shapes, *, has_vae: bool) -> None:
     """Check shapes that were already read. Raises: UserError."""
+    if _is_lora(shapes):
+        raise UserError(f"--base: {path} is a LoRA, not a base model; {WANTED}")
     for text, kind in OTHER_KINDS:
         if any(text in name for name in shapes):
             raise UserError(f"--base: {path} is {kind}; {WANTED}")
+    if any(name.startswith("model_ema.") for name in shapes) and not _part(shapes, "unet"):
+        raise UserError(
+            f"--base: {path} holds its U-Net only as an average (EMA) in the training code's names, which is not read. "
+            "Convert it with that code's own script, or take the pruned file."
+        )
     has = {part: any(name.startswith(prefix) for name in shapes) for part, prefix in PREFIXES.items()}
     if not any(has.values()):
         kind = "a VAE" if "decoder.conv_in.weight" in shapes else "one part of a diffusers folder: give the folder"
@@ -135,10 +166,23 @@ def check_shapes(path: Path, shapes: Shapes, *, has_vae: bool) -> None:
         unet = unet_config(_part(shapes, "unet"))
         text_encoder = text_config(_part(shapes, "text_encoder"))
         if not has_vae:
-            vae_config(_part(shapes, "vae"))
+            vae_config(vae_names.to_ldm(shapes))
     except (LookupError, TypeError, ValueError):  # each lacks something else
         raise UserError(f"--base: {path} has the keys of Stable Diffusion 1.x but lacks weights of it") from None
     check_configs(path, unet, text_encoder)
+
+
+def _is_lora(shapes: Shapes) -> bool:
+    """Whether this is a LoRA (LoHa, LoKr): it has their pairs and no U-Net of its own."""
+    return any(LORA.search(name) for name in shapes) and not _part(shapes, "unet")
+
+
+def is_vae(shapes: Shapes) -> bool:
+    """Whether a VAE is in it, under LDM's names or diffusers'."""
+    try:
+        return bool(vae_config(vae_names.to_ldm(shapes)))
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def check_configs(path: Path, unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
@@ -163,7 +207,9 @@ def _part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 def part_config(shapes: Shapes, part: str) -> dict[str, Any]:
     """Derive diffusers' or transformers' config of one part. Args: shapes: of the whole file, or of a VAE alone."""
-    make = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config}[part]
+    if part == "vae":
+        return vae_config(vae_names.to_ldm(shapes))
+    make = {"unet": unet_config, "text_encoder": text_config}[part]
     return make(_part(shapes, part) or dict(shapes))
 
 
@@ -235,14 +281,29 @@ def tensors(path: Path, part: str) -> dict[str, Tensor]:
     Args: path: a checkpoint, or for the VAE a file of its own.
     """
     prefix = PREFIXES[part]
-    if path.suffix.lower() == ".ckpt":
-        return {name: value for name, value in _load_ckpt(path, part).items() if name.startswith(prefix)}
-    from safetensors import safe_open
+    if path.suffix.lower() in PICKLES:
+        state = _load_ckpt(path, part)
+    else:
+        from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-        wanted = [name for name in names if name.startswith(prefix)] or names
-        return {name: file.get_tensor(name) for name in wanted}
+        header(path)  # damaged: told in a sentence
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            wanted = [name for name in names if name.startswith(prefix)] or names
+            state = {name: file.get_tensor(name) for name in wanted}
+    if part == "vae":
+        return {vae_names.PREFIX + name: value for name, value in vae_names.to_ldm(state).items()}
+    return unscaled({name: value for name, value in state.items() if name.startswith(prefix)} or state)
+
+
+def unscaled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Multiply fp8 weights by their scales (fp32 then), which are left out, as is what says that there are some."""
+    found = {}
+    for name, value in state.items():
+        scale = state.get(name.removesuffix(".weight") + SCALE) if name.endswith(".weight") else None
+        if not name.endswith((SCALE, ".scale_input", "scaled_fp8")):
+            found[name] = value if scale is None else value.float() * scale.float()
+    return found
 
 
 def clip_state(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
+from ..common.events import is_event
 from ..common.files import locked, replacing, write_text
 from ..config.train_config import NAME_BYTES
 
@@ -59,7 +60,16 @@ class RunDir:
         """Add one line to events.jsonl."""
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+            file.write(self._torn_end() + json.dumps(event, ensure_ascii=False) + "\n")
+
+    def _torn_end(self) -> str:
+        """Return what must come before the next event: the end of a line that a kill left without one."""
+        path = self.root / "events.jsonl"
+        with open(path, "rb") as file:
+            if not (size := file.seek(0, 2)):
+                return ""
+            file.seek(size - 1)
+            return "" if file.read(1) == b"\n" else "\n"
 
     def events(self) -> list[dict[str, Any]]:
         """Read events.jsonl; empty if there is none. Lines that a kill or a full disk cut off are left out."""
@@ -67,9 +77,12 @@ class RunDir:
         if not path.exists():
             return []
         found = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # cut off
-                found.append(json.loads(line))
+        # not splitlines: a prompt may hold U+2028, which is a line's end to it, but not to JSON
+        for line in path.read_bytes().decode(errors="replace").split("\n"):
+            with contextlib.suppress(ValueError, RecursionError):  # torn by a kill or a full disk, also inside a letter
+                event = json.loads(line)
+                if is_event(event):
+                    found.append(event)
         return found
 
     def truncate_events(self, after_step: int) -> None:

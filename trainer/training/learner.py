@@ -22,6 +22,8 @@ def lora_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> Lor
         scale = config.effective_alpha / config.rank
         start = lora_file.from_kohya(config.init_lora, network.pairs(), rank=config.rank, scale=scale)
         network.load_weights(start)
+        if text := lora_file.text_encoder_modules(config.init_lora):
+            context.warn(f"--init-lora: its {text} modules of the text encoder are left out: only the U-Net is trained")
     apply_plan(unet, plan, device=context.device, warn=context.warn)
     return network
 

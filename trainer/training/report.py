@@ -9,6 +9,7 @@ from ..reporting import html, verdict
 from ..reporting.plots import draw_loss_curves
 from ..reporting.run_dir import RunDir
 from .before_after import Evaluation
+from .saving import public_settings
 from .trained_model import TrainedModel
 
 
@@ -52,7 +53,8 @@ def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
 
 def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: RunDir) -> None:
     """Write loss.png and report.html into the run folder. Args: result: the LoRA, or the whole model."""
-    config, growth = trained.job.config, trained.loss_growth
+    config, growth = public_settings(trained.job.config), trained.loss_growth
+    prompt = evaluation.prompt if config.metadata == "full" else "…"
     curves = run_dir.root / "loss.png"
     draw_loss_curves([e for e in run_dir.events() if e["event"] == "step"], curves)
     html.save(
@@ -61,21 +63,21 @@ def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: 
         title=f"Training report: {run_dir.name}",
         settings=config,
         settings_toml=to_toml(config),
-        facts=_facts(trained),
-        prompt=evaluation.prompt,
+        facts=_facts(trained, config),
+        prompt=prompt,
         grids=_grids(evaluation),
         **_rates(evaluation),
         curves=curves,
         loss_growth=[(kind.replace("_", " "), f"× {value:.2f}") for kind, value in growth.items()],
         warnings=warnings(trained, evaluation),
-        usage=_usage(config, evaluation.prompt, result),
+        usage=_usage(config, prompt, result if config.metadata == "full" else Path(result.name)),
         commands=COMMANDS,
         advice=ADVICE[config.network],
     )
 
 
-def _facts(trained: TrainedModel) -> list[tuple[str, str]]:
-    config, folders = trained.job.config, trained.job.folders
+def _facts(trained: TrainedModel, config: TrainConfig) -> list[tuple[str, str]]:
+    folders = trained.job.folders
     images = f"{len(folders.unlabeled)} unlabeled"
     if folders.sensitive:
         images += f" and {len(folders.sensitive)} sensitive ({len(folders.held_out)} more held out)"
@@ -85,7 +87,7 @@ def _facts(trained: TrainedModel) -> list[tuple[str, str]]:
         ("objective", config.objective),
         ("images", images),
         ("prior", f"{config.prior:g}" if isinstance(config.prior, float) else config.prior),
-        ("base model", Path(config.base or "").name),
+        ("base model", Path(config.base or "a local file").name),
     ]
 
 
@@ -123,14 +125,17 @@ COMMANDS = ("diffusers", "make pictures", "does it work?")  # rows of the table 
 
 
 def _usage(config: TrainConfig, prompt: str, result: Path) -> list[tuple[str, str]]:
-    asked = f'--prompt "{prompt}"'
+    asked, base = f'--prompt "{prompt}"', config.base or "MODEL"
     if config.network == "full":
         return [
             ("ComfyUI, A1111, Forge", f"copy {result.name} into the folder of checkpoints; a folder is for diffusers"),
             ("make pictures", f"python -m trainer sample --base {result} {asked}"),
-            ("does it work?", f"python -m trainer evaluate --base {config.base} --unlearned {result} {asked}"),
+            (
+                "does it work?",
+                f"python -m trainer evaluate --base {base} --unlearned {result} {asked}",
+            ),
         ]
-    call = f"--base {config.base} --lora {result} {asked}"
+    call = f"--base {base} --lora {result} {asked}"
     return [
         ("ComfyUI", f"copy {result.name} into models/loras, add a Load LoRA node"),
         ("A1111, Forge", f"copy it into models/Lora, write <lora:{result.stem}:1> into the prompt"),

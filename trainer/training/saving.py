@@ -6,12 +6,12 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from .. import __version__
 from ..builtin import BUILTIN
+from ..common.model_files import is_hub_id
 from ..config.train_config import TrainConfig
-from ..data.folders import Folders
 from ..data.job import TrainingJob
 from ..memory.memory_plan import DTYPES
 from ..models import base_model, lora_file, merge
@@ -19,6 +19,7 @@ from ..reporting.run_context import RunContext
 from ..reporting.run_dir import RunDir
 from .training_loop import TrainingLoop
 
+SCHEDULE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "rescale_betas_zero_snr", "trained_betas")
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
@@ -53,21 +54,23 @@ def _save_lora(job: TrainingJob, path: Path, loop: TrainingLoop, started: float)
         rank=config.rank,
         alpha=config.effective_alpha,
         resolution=config.resolution,
-        base_name="pu-unlearn miniature" if config.base == BUILTIN else base.path.name,
+        base_name=_base_name(job),
         base_hash=base_model.part_hash(base, "unet"),
         finished=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         prediction_type=loop.denoiser.schedule.prediction_type,
         clip_skip=config.clip_skip,
     )
     captions = ([s.caption for s in kind] for kind in (folders.unlabeled, folders.sensitive))
-    images = lora_file.dataset_metadata(*captions, started=started, show_sensitive=config.metadata == "full")
+    images = lora_file.dataset_metadata(*captions, started=started, shows_tags=config.metadata == "full")
+    schedule = base_model.scheduler_config(base)
     own = {
         "ss_max_token_length": str(config.max_token_length),
         "ss_noise_offset": str(config.noise_offset),
         "ss_shuffle_caption": str(config.shuffle_caption),
         "ss_keep_tokens": str(config.keep_tokens),
-        "pu_config": json.dumps(_public_config(config), ensure_ascii=False),
-        "pu_sensitive_captions": _public_captions(config, folders),
+        "ss_zero_terminal_snr": str(bool(schedule.get("rescale_betas_zero_snr"))),
+        "pu_noise_schedule": json.dumps({name: schedule.get(name) for name in SCHEDULE}),
+        "pu_config": json.dumps(_told_config(config), ensure_ascii=False),
         "pu_counts": json.dumps({k: len(getattr(folders, k)) for k in ("unlabeled", "sensitive", "held_out")}),
         "pu_prior": str(config.prior),
         "pu_steps": str(loop.progress.step),
@@ -75,6 +78,8 @@ def _save_lora(job: TrainingJob, path: Path, loop: TrainingLoop, started: float)
         "pu_risks": json.dumps(_finite(asdict(loop.last)) if loop.last else None),
         "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
     }
+    if config.metadata == "full":
+        own["pu_sensitive_captions"] = json.dumps(sorted({s.caption for s in folders.sensitive if s.caption}))
     tensors = lora_file.to_kohya(
         loop.learner.network.weights(), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
     )
@@ -100,19 +105,48 @@ def _save_model(job: TrainingJob, target: Path, change: merge.Change) -> None:
         merge.save_folder(job.base, target, change, dtype=DTYPES[job.config.save_precision])
 
 
-def _public_config(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings without anything about the user's disk or the sensitive images."""
-    values = config.model_dump()
+KEPT_TEXT = ("name", "device")  # the name is what the user called the file itself
+
+
+def public_settings(config: TrainConfig) -> TrainConfig:
+    """Return the settings as others may see them: with --metadata safe no path and no text that the user wrote.
+
+    A base on the hub, which everybody can look up, keeps its id. What is hidden is as if it had not been given.
+    """
+    if config.metadata == "full":
+        return config
+    fields = TrainConfig.model_fields
+    hidden = {name: fields[name].default for name, value in config if not _is_public(name, value)}
+    if config.base == BUILTIN or (config.base and is_hub_id(config.base)):
+        hidden.pop("base", None)
+    return config.model_copy(update=hidden)
+
+
+def _is_public(name: str, value: Any) -> bool:
+    """Whether a setting's value is a number, or a word out of a fixed list. New settings are hidden until they are."""
+    if value is None or isinstance(value, int | float) or name in KEPT_TEXT:
+        return True
+    annotation = TrainConfig.model_fields[name].annotation
+    kinds = [annotation, *get_args(annotation)]
+    return isinstance(value, str) and any(get_origin(k) is Literal and value in get_args(k) for k in kinds)
+
+
+def _base_name(job: TrainingJob) -> str:
+    """Return the base model's name for UIs; a local file's only with --metadata full: its hash tells which it is."""
+    if job.config.base == BUILTIN:
+        return "pu-unlearn miniature"
+    shown = public_settings(job.config).base
+    if not shown:
+        return ""
+    return job.base.path.name if job.config.base and Path(job.config.base).exists() else shown
+
+
+def _told_config(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings for the metadata: never a path, at most a name."""
+    values = public_settings(config).model_dump()
     public = {k: v.name if isinstance(v, Path) else v for k, v in values.items()}
-    public["base"] = Path(config.base or "").name
-    if config.metadata == "safe" and config.sensitive_prompt:
-        public["sensitive_prompt"] = lora_file.hashed(config.sensitive_prompt)
+    public["base"] = public["base"] and Path(public["base"]).name
     return public
-
-
-def _public_captions(config: TrainConfig, folders: Folders) -> str:
-    captions = sorted({s.caption for s in folders.sensitive if s.caption})
-    return json.dumps(captions if config.metadata == "full" else [lora_file.hashed(c) for c in captions])
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

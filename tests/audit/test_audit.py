@@ -72,11 +72,13 @@ def test_prior_is_near_the_truth_and_said_with_its_interval(audited):
     assert found["low"] <= 0.2 <= found["high"]
 
 
-def test_too_few_to_tell_is_said(digit_folders, tmp_path, capsys):
+def test_few_images_say_a_wide_interval_and_why(digit_folders, tmp_path, capsys):
     words = ["prior", "--base", "builtin", "--resolution", "64", "--output-dir", str(tmp_path)]
     words += ["--unlabeled", str(digit_folders["unlabeled"]), "--sensitive", str(digit_folders["sensitive"])]
     assert main(words) == 0
-    assert "are too few to tell the prior" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 unlabeled and 6 sensitive images are few" in said or "hardly tell sensitive from normal images" in said
+    assert "it counts only what resembles the sensitive examples" in said
     assert not (tmp_path / "pu-lora-audit" / "cache").exists()  # latents of private images
 
 
@@ -264,20 +266,34 @@ def test_other_pictures_are_no_duplicates(digit_folders):
     assert near_duplicates(paths) == []
 
 
-@pytest.mark.parametrize(("share", "tolerance"), [(0.05, 0.03), (0.1, 0.06), (0.2, 0.06), (0.4, 0.06)])
-def test_prior_at_other_shares(share, tolerance, pool):
-    """Median of five draws of 400 and 100 images, and intervals that cover."""
+@pytest.mark.parametrize(
+    ("n_unlabeled", "n_sensitive", "share", "most"),
+    [
+        (400, 100, 0.05, 0.04),
+        (400, 100, 0.1, 0.04),
+        (400, 100, 0.2, 0.04),
+        (400, 100, 0.4, 0.08),
+        (400, 20, 0.05, 0.04),
+        (400, 20, 0.1, 0.06),
+        (80, 20, 0.1, 0.08),
+        (80, 20, 0.2, 0.08),
+    ],
+)
+def test_prior_of_digits(n_unlabeled, n_sensitive, share, most, pool):
+    """Mean error over five draws, and intervals that cover."""
     values, odd = pool
     found = []
     for draw in range(5):
         rng = np.random.default_rng(draw)
         odds, evens = rng.permutation(np.flatnonzero(odd)), rng.permutation(np.flatnonzero(~odd))
-        hidden = round(share * 400)
-        chosen = np.concatenate([odds[:hidden], evens[: 400 - hidden], odds[hidden : hidden + 100]])
-        labels = np.arange(500) >= 400
-        scores = class_prior.cross_fit(values[chosen], labels, seed=draw)
+        hidden = round(share * n_unlabeled)
+        chosen = [odds[:hidden], evens[: n_unlabeled - hidden], odds[hidden : hidden + n_sensitive]]
+        labels = np.arange(n_unlabeled + n_sensitive) >= n_unlabeled
+        scores = class_prior.cross_fit(values[np.concatenate(chosen)], labels, seed=draw)
         found.append(class_prior.estimate(scores, labels, seed=draw))
-    assert np.median([p.value for p in found]) == pytest.approx(share, abs=tolerance)
+    errors = [abs(p.value - share) for p in found]
+    assert np.mean(errors) <= most
+    assert share == 0.2 or np.mean(errors) < abs(0.2 - share)  # better than always saying 0.2
     assert sum(p.low <= share <= p.high for p in found) >= 4
 
 

@@ -34,7 +34,7 @@ from trainer.training.trained_model import TrainedModel
 EVIL = "<script>alert('1')</script>&\""
 STEP = {"event": "step", "step": 1, "of": 1, "risk_unlabeled": 0.5, "risk_sensitive": 0.4, "normal_risk": 0.3}
 STEP |= {"ratio": None, "sign_flips": 0, "s_per_step": 0.5, "peak_mib": 100.0}
-PRIOR = Prior(0.2, 0.15, 0.26, 0.3, 0.1, 400, 100)
+PRIOR = Prior(0.2, 0.15, 0.26, 0.3, 0.97, 400, 100)
 UNKNOWN_PRIOR = Prior(0.5, 0.1, 0.9, 0.6, 0.6, 10, 4)
 
 
@@ -138,7 +138,11 @@ PAGES = {  # what writes each template, and what the page answers, with all its 
     "comparison.html": (comparison, "Highest non-sensitive rate: 90.0 %", "2 runs with the same settings."),
     "made_data.html": (made_data, "5 unlabeled images, 20.0 % of them sensitive, and 3 sensitive images", ""),
     "audit.html": (audited, "About 20 % of the unlabeled images are sensitive", "3 unlabeled images, ranked"),
-    "prior.html": (prior, "About 20 % of the unlabeled images are sensitive", "Too few images to estimate"),
+    "prior.html": (
+        prior,
+        "About 20 % of the unlabeled images are sensitive",
+        "The images do not tell how many of the unlabeled ones are sensitive: 10 % to 90 %.",
+    ),
     "reproduction.html": (reproduction, "Normal pictures: 90.0 % with pu.", "Experiment mnist"),
 }
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..reporting.run_context import RunContext
 
 
-GUESS = 0.2  # where nothing can be told
+GUESS = 0.2  # where there is nothing to estimate from
 LEAST, MOST = 0.01, 0.9  # 0 would unlearn nothing, 1 leave nothing to learn
 
 
@@ -28,9 +28,8 @@ def resolve_prior(job: TrainingJob, plan: MemoryPlan, context: RunContext) -> tu
     if config.objective == "unsupervised":
         return GUESS, []  # which has no use for it
     labeled = [*folders.sensitive, *folders.held_out]
-    bound = class_prior.bound(len(folders.unlabeled), len(labeled))
-    if bound > class_prior.TOO_WIDE:
-        return GUESS, [_describe_too_few(len(folders.unlabeled), len(labeled), bound)]
+    if len(folders.unlabeled) < 2:
+        return GUESS, [f"one unlabeled image tells no prior: training with {GUESS:g}. Give --prior if you know it"]
     from ..data.latent_cache import LatentCache
     from . import features  # imports torch, which the words below do not need
 
@@ -45,24 +44,32 @@ def resolve_prior(job: TrainingJob, plan: MemoryPlan, context: RunContext) -> tu
 
 
 def usable(found: Prior) -> float:
-    """What to train with: the estimate where it tells something, and then nothing that would unlearn all or none."""
-    return round(min(max(found.value, LEAST), MOST), 3) if found.is_telling else GUESS
+    """Return what to train with: the estimate, kept from where all or nothing would be unlearned."""
+    return round(min(max(found.value, LEAST), MOST), 3)
 
 
 def describe(prior: Prior) -> list[str]:
-    """The estimate in words, with what it is worth."""
+    """Return the estimate in words, with what it is worth; where it is worth little, the last line says so."""
     lines = [
-        f"prior: {prior.value:.2f} (95 % interval {prior.low:.2f} to {prior.high:.2f}, best-bin estimation), from "
-        f"{prior.n_unlabeled} unlabeled and {prior.n_sensitive} sensitive images",
+        f"prior: {prior.value:.2f} (95 % interval {prior.low:.2f} to {prior.high:.2f}), from {prior.n_unlabeled} "
+        f"unlabeled and {prior.n_sensitive} sensitive images",
+        f"how well they are told apart: AUC {prior.auc:.2f}, cross-fitted (1 without a mistake, 0.5 by chance)",
         f"cross-check by Elkan and Noto, which tends to be too high: {prior.elkan_noto:.2f}",
+        "it counts only what resembles the sensitive examples: other sensitive images are missed, and normal images "
+        "that look just like an example to the model are counted too",
     ]
-    return lines if prior.is_telling else [*lines, _describe_too_few(prior.n_unlabeled, prior.n_sensitive, prior.bound)]
+    return lines if prior.is_telling else [*lines, _doubt(prior)]
 
 
-def _describe_too_few(n_unlabeled: int, n_sensitive: int, bound: float) -> str:
-    caps = ", ".join(f"{1 / p:g} at {p:g}" for p in (0.1, GUESS, 0.4))
+def _doubt(prior: Prior) -> str:
+    """Return why the estimate is worth little, and what to do."""
+    if prior.auc < class_prior.TOO_ALIKE:
+        reason = f"these features hardly tell sensitive from normal images (AUC {prior.auc:.2f})"
+        hint = "Look at the first images of audit, or audit with an encoder of your own (--score encoder)"
+    else:
+        reason = f"{prior.n_unlabeled} unlabeled and {prior.n_sensitive} sensitive images are few"
+        hint = "More sensitive examples narrow it"
     return (
-        f"{n_unlabeled} unlabeled and {n_sensitive} sensitive images are too few to tell the prior: an estimate may be "
-        f"off by {bound:.2f}, so {GUESS} is as good as any. What it changes: the sensitive loss can grow to about "
-        f"1 / prior times the unlabeled one ({caps}) before unlearning turns around"
+        f"{reason}: the share may be anything from {prior.low:.2f} to {prior.high:.2f}. {hint}; if you know the share, "
+        "give it with --prior. In doubt take less: too high a prior unlearns normal images that resemble sensitive ones"
     )

@@ -2,7 +2,7 @@
 
 A classifier is trained to tell sensitive (labeled) from unlabeled images. Sensitive images hidden among the unlabeled
 look like labeled ones, so they score high; and the share of the unlabeled that score as high as the labeled ones is the
-prior.
+prior. Only what resembles the labeled images is counted, and with it normal images that the features cannot tell apart.
 """
 
 import math
@@ -12,9 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from . import score_mixture
+from .score_mixture import SHARES
+
 FOLDS = 5
-CONFIDENCE = 0.1  # delta of the bounds below
-TOO_WIDE = 0.25  # an estimate that may be off by more tells nothing that a guess does not
+APART = (0.8, 0.9)  # AUC from which best-bin estimation counts, and from which it counts for half
+TOO_WIDE = 0.4  # an interval so wide tells little that a guess does not
+CONFIDENCE = 0.1  # delta of best-bin estimation
+TOO_ALIKE = 0.8  # AUC below which the features hardly tell the kinds apart
 
 
 @dataclass(frozen=True)
@@ -22,16 +27,16 @@ class Prior:
     """Estimate of the share of sensitive images among the unlabeled ones."""
 
     value: float
-    low: float  # bootstrap interval, 95 %
+    low: float  # interval, 95 %
     high: float
     elkan_noto: float  # a cross-check that tends to be too high
-    bound: float  # half-width that holds for any data of this many images
+    auc: float  # how well the scores tell sensitive from normal images: 0.5 by chance, 1 without a mistake
     n_unlabeled: int
     n_sensitive: int
 
     @property
     def is_telling(self) -> bool:
-        return self.bound <= TOO_WIDE
+        return self.high - self.low <= TOO_WIDE and self.auc >= TOO_ALIKE
 
 
 def cross_fit(features: np.ndarray, is_sensitive: np.ndarray, *, seed: int) -> np.ndarray:
@@ -72,7 +77,7 @@ def best_bin(unlabeled: np.ndarray, sensitive: np.ndarray) -> float:
     """Estimate the prior by best-bin estimation: share of unlabeled over share of sensitive above the best threshold.
 
     Args: scores, [n_u] and [n_s], of images the classifier was not trained on.
-    Source: Garg et al. 2021 (arXiv 2111.00980), with their constant.
+    Source: Garg et al. 2021 (arXiv 2111.00980), with their constants.
     """
     gamma = 0.01
     thresholds = np.unique(sensitive)  # others leave the share of sensitive ones as it is
@@ -93,29 +98,40 @@ def elkan_noto(unlabeled: np.ndarray, sensitive: np.ndarray) -> float:
     return float(min(1.0, ((1 - labeled) / labeled * odds).mean()))
 
 
-def estimate(scores: np.ndarray, is_sensitive: np.ndarray, *, seed: int, draws: int = 500) -> Prior:
-    """Estimate the prior from cross-fitted scores, with a bootstrap interval over the images."""
+def estimate(scores: np.ndarray, is_sensitive: np.ndarray, *, seed: int) -> Prior:
+    """Estimate the prior from cross-fitted scores, with an interval.
+
+    The mean share of the mixture leans low where the kinds are apart, and best-bin estimation is far too high where
+    they overlap: so they are averaged, unless they overlap. A weak belief that small shares are likelier decides where
+    the images do not: a prior too high unlearns what only resembles the sensitive images, one too low leaves a little
+    of them. The interval is no belief's: at its low end all magnitudes are equally likely, at its high end all shares.
+    """
     unlabeled, sensitive = scores[~is_sensitive], scores[is_sensitive]
-    rng = np.random.default_rng(seed)
-    again = [
-        best_bin(rng.choice(unlabeled, len(unlabeled)), rng.choice(sensitive, len(sensitive))) for _ in range(draws)
-    ]
-    low, high = np.quantile(again, [0.025, 0.975])
-    value = best_bin(unlabeled, sensitive)
+    likelihood = score_mixture.likelihood(unlabeled, sensitive, np.random.default_rng(seed))
+    low, high = score_mixture.quantile(likelihood / SHARES, 0.025), score_mixture.quantile(likelihood, 0.975)
+    mixture = score_mixture.mean(likelihood * (1 - SHARES))
+    auc = separation(unlabeled, sensitive, mixture)
+    weight = float(np.interp(auc, APART, (0, 0.5)))
+    value = (1 - weight) * mixture + weight * min(best_bin(unlabeled, sensitive), high)
     return Prior(
         value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
+        low=min(low, value),
+        high=max(high, value),
         elkan_noto=elkan_noto(unlabeled, sensitive),
-        bound=bound(len(unlabeled), len(sensitive)),
+        auc=auc,
         n_unlabeled=len(unlabeled),
         n_sensitive=len(sensitive),
     )
 
 
-def bound(n_unlabeled: int, n_sensitive: int) -> float:
-    """Bound the error of an estimate from so many images, for any distribution of scores."""
-    return _deviation(n_unlabeled) + _deviation(n_sensitive)
+def separation(unlabeled: np.ndarray, sensitive: np.ndarray, share: float) -> float:
+    """Return the area under the ROC curve between sensitive and normal images.
+
+    Args: scores, as best_bin. share: of sensitive ones among the unlabeled, which score like the labeled.
+    """
+    ordered = np.sort(unlabeled)
+    below = [np.searchsorted(ordered, sensitive, side).mean() / len(ordered) for side in ("left", "right")]
+    return float(min(1.0, max(0.0, (sum(below) / 2 - share / 2) / (1 - share))))
 
 
 def _deviation(n: int) -> float:

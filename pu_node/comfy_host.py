@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import launch, widgets
+from . import launch, result_cache, widgets
 from .widgets import DEMO
 
 PREVIEW_PX = 512
@@ -30,6 +32,43 @@ def lora_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "loras"
 
 
+def demo_lora_folder() -> Path:
+    """Return the folder of the demo's LoRAs, which fit no model of ComfyUI; its name is shown in every list."""
+    return lora_folder() / "pu_unlearn_demo"
+
+
+def free_name(name: str, folder: Path) -> str:
+    """Return the first of name, name-2, name-3, … that names no run and no LoRA that ComfyUI lists.
+
+    Args: folder: where the LoRA will be put.
+    """
+    import folder_paths
+
+    listed = {Path(file).with_suffix("").as_posix() for file in folder_paths.get_filename_list("loras")}
+    return result_cache.free_name(name, taken=(output_root(), folder), names=listed)
+
+
+def digests() -> result_cache.Digests:
+    """Return the hashes of files that were read before."""
+    return result_cache.Digests(output_root() / "digests.json")
+
+
+def fingerprint(*folders: Path) -> str:
+    """Return the hash of the names and contents in folders: ComfyUI runs a node again where it has changed."""
+    known = digests()
+    found = " ".join(known.of(folder) for folder in folders)
+    known.save()
+    return found
+
+
+def stamp(path: Path | None) -> str:
+    """Return the size and time of a file, such as a checkpoint, that is too big to be read with every Run."""
+    if path is None or not path.exists():
+        return ""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 def input_folders() -> list[str]:
     import folder_paths
 
@@ -45,8 +84,8 @@ def refusal(look: Callable[[], object]) -> bool | str:
     return True
 
 
-def input_folder(name: str) -> Path:
-    """Return a subfolder of ComfyUI's input folder. Raises: ValueError for any other name.
+def input_folder(name: str, widget: str = "folder") -> Path:
+    """Return a subfolder of ComfyUI's input folder. Raises: ValueError, which names the widget, for any other name.
 
     A workflow, and so any web page that can reach the server, may send any text as the name.
     """
@@ -55,7 +94,7 @@ def input_folder(name: str) -> Path:
     root = Path(folder_paths.get_input_directory()).resolve()
     found = (root / name).resolve()
     if name not in input_folders() or root not in found.parents or not found.is_dir():
-        raise ValueError(f"{name!r} is no subfolder of ComfyUI's input folder ({root})")
+        raise ValueError(f"{widget}: {name!r} is no subfolder of ComfyUI's input folder ({root})")
     return found
 
 
@@ -64,9 +103,9 @@ def new_input_folder(name: str) -> Path:
     import folder_paths
 
     root = Path(folder_paths.get_input_directory()).resolve()
-    found = (root / safe_name(name)).resolve()
+    found = (root / safe_name(name, "folder")).resolve()
     if found.parent != root:  # a link
-        raise ValueError(f"{name!r} is no subfolder of ComfyUI's input folder ({root})")
+        raise ValueError(f"folder: {name!r} is no subfolder of ComfyUI's input folder ({root})")
     return found
 
 
@@ -77,8 +116,42 @@ def checkpoint(name: str) -> Path | None:
     import folder_paths
 
     if name not in folder_paths.get_filename_list("checkpoints"):
-        raise ValueError(f"{name!r} is not in the list of checkpoints")
+        raise ValueError(f"checkpoint: {name!r} is not in the list of checkpoints; press R if it is new")
     return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
+
+
+def with_dataset(base: Path | None, dataset: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings that name the model and its images. Args: base: None for the built-in demo.
+
+    Raises: ValueError if model and dataset do not go together.
+    """
+    if base is None and dataset is None:
+        return {}
+    if dataset is None:
+        raise ValueError("dataset: connect a PU Dataset; only the built-in demo has its own images")
+    _check_dataset(dataset)
+    if base is not None:
+        return {**dataset, "base": str(base)}
+    if "base" not in dataset:  # PU Make Data's of the demo name it
+        raise ValueError(
+            f"checkpoint: {DEMO} learns from its own digits, not from the connected PU Dataset. "
+            "Choose your Stable Diffusion checkpoint, or disconnect the dataset to run the demo."
+        )
+    return dict(dataset)
+
+
+DATASET = ("unlabeled", "sensitive", "prompt", "sensitive_prompt", "resolution", "skip_bad_images", "base")
+
+
+def _check_dataset(dataset: Mapping[str, Any]) -> None:
+    """Raise ValueError for a dataset of no node: a request may hold any object in place of a link."""
+    import folder_paths
+
+    root = Path(folder_paths.get_input_directory()).resolve()
+    folders = [Path(str(dataset.get(kind, ""))).resolve() for kind in ("unlabeled", "sensitive")]
+    is_inside = all(root in folder.parents for folder in folders)
+    if not is_inside or not set(dataset) <= set(DATASET) or dataset.get("base", "builtin") != "builtin":
+        raise ValueError(f"dataset: its folders must lie below ComfyUI's input folder ({root}); connect a PU Dataset")
 
 
 def lora_file(name: str) -> Path:
@@ -94,11 +167,11 @@ def lora_file(name: str) -> Path:
     return found
 
 
-def safe_name(name: str) -> str:
-    """Return a name if it names no folder. Raises: ValueError if it does, or is empty."""
+def safe_name(name: str, widget: str = "name") -> str:
+    """Return a name if it names no folder. Raises: ValueError, which names the widget, if it does, or is empty."""
     found = Path(name.replace("\\", "/")).name.strip()
     if found != name.strip() or found in ("", ".", ".."):
-        raise ValueError(f"name: {name!r} must be a plain name, without folders")
+        raise ValueError(f"{widget}: {name!r} must be a plain name, without folders")
     return found
 
 
@@ -126,14 +199,14 @@ def check() -> None:
 
 
 def make_room() -> None:
-    """Take ComfyUI's models off the card: the trainer is a process of its own and needs it.
+    """Take ComfyUI's models off the card, and wait until a cancelled training is off it: the trainer needs it.
 
     Raises: TrainerError before anything is taken off, if the trainer's packages are not installed.
     """
     import comfy.model_management
 
     launch.python(is_checked=True)
-
+    launch.wait_for_saving(check)  # of a training that was cancelled: it still has the card
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
 
@@ -152,15 +225,26 @@ class Progress:
         self._bar.update_absolute(done, self.total, preview)
 
 
+def say(text: str) -> None:
+    """Show a text on the running node. Does nothing where ComfyUI is too old for it."""
+    with suppress(ImportError, AttributeError):
+        from comfy_execution.utils import get_executing_context
+        from server import PromptServer
+
+        if context := get_executing_context():
+            PromptServer.instance.send_progress_text(text, context.node_id)
+
+
 def events(words: Sequence[str], settings: Mapping[str, Any]) -> Iterator[launch.Event]:
-    """Run a command of the trainer. Yields: its events.
+    """Run a command of the trainer. Yields: its events. A training that is cancelled saves while ComfyUI goes on.
 
     Raises: TrainerError with the names of widgets in place of the trainer's options.
     """
+    how = {"saves_alone": True, "grace_s": launch.SAVING_GRACE_S} if not words else {}
     try:
-        yield from launch.follow(launch.command(words, settings), check)
+        yield from launch.follow(launch.command(words, settings), check, **how)
     except launch.TrainerError as error:
-        raise launch.TrainerError(widgets.in_node_words(str(error))) from None
+        raise launch.TrainerError(widgets.in_node_words(str(error)), error.kind) from None
 
 
 def answer(command: str, settings: Mapping[str, Any], words: Sequence[str] = ()) -> launch.Event:
@@ -176,6 +260,31 @@ def answer(command: str, settings: Mapping[str, Any], words: Sequence[str] = ())
                 progress = Progress(event["total"])
             progress.show(event["done"])
     return event
+
+
+def shown_file(path: str | Path) -> list[dict[str, str]]:
+    """Return what ComfyUI's page needs to show a picture: nothing if it does not lie below the output folder."""
+    import folder_paths
+
+    root = Path(folder_paths.get_output_directory()).resolve()
+    found = Path(path).resolve()
+    if root not in found.parents:
+        return []
+    folder = found.parent.relative_to(root).as_posix()
+    return [{"filename": found.name, "subfolder": "" if folder == "." else folder, "type": "output"}]
+
+
+ADDRESS = re.compile(r"(?:(?<=\s)|^)(?:/|[A-Za-z]:[\\/])[^\n;]*?\.html\b")
+
+
+def with_addresses(text: str) -> str:
+    """Return a text with every HTML page as an address that a browser opens: /view would hand it out as a download."""
+    return ADDRESS.sub(lambda found: Path(found[0]).as_uri(), text)
+
+
+def in_words(text: str) -> str:
+    """Return what the trainer says of a result as a node shows it."""
+    return with_addresses(widgets.in_node_words(text))
 
 
 def load_lora(path: str | Path) -> dict[str, Any]:

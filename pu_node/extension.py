@@ -6,11 +6,12 @@ from .nodes_apply import PUApplyLoRA, PUCompare
 from .nodes_audit import PUAudit
 from .nodes_compare import PUCompareRuns
 from .nodes_evaluate import PUEvaluate
+from .nodes_input import PUCheckpoint, PUDataset, PUOptions
 from .nodes_make_data import PUMakeData
-from .nodes_train import PUDataset, PUOptions, PUPlan, PUUnlearn
+from .nodes_train import PUPlan, PUUnlearn
 
 
 class PUUnlearnExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [PUDataset, PUOptions, PUUnlearn, PUApplyLoRA, PUCompare, PUPlan]
-        return [*nodes, PUMakeData, PUAudit, PUEvaluate, PUCompareRuns]
+        return [*nodes, PUMakeData, PUAudit, PUEvaluate, PUCompareRuns, PUCheckpoint]

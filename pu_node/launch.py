@@ -27,6 +27,7 @@ TRAINER = Path(__file__).resolve().parents[1] / "trainer" / "__main__.py"
 PYTHON_VARIABLE = "PU_UNLEARN_PYTHON"
 POLL_S = 0.25
 GRACE_S = 1.0  # from asking the child to stop to killing it: a cancelled node must be quick
+SAVING_GRACE_S = 60.0  # a big model needs time to finish its micro-batch and save
 TAIL_LINES = 30
 BAD_INPUT = 2  # the trainer's exit code for what the user can fix
 IMPORT_FAILED = re.compile(r"\b(?:ModuleNotFoundError|ImportError): (.*)")
@@ -35,7 +36,11 @@ Event = dict[str, Any]
 
 
 class TrainerError(Exception):
-    """The child failed; the text is the reason, in a sentence for people."""
+    """The child failed; the text is the reason, in a sentence for people. kind: as in the trainer's error event."""
+
+    def __init__(self, reason: str, kind: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 @dataclass
@@ -78,16 +83,19 @@ def command(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def follow(arguments: Sequence[str], check: Callable[[], None], *, grace_s: float = GRACE_S) -> Iterator[Event]:
+def follow(
+    arguments: Sequence[str], check: Callable[[], None], *, grace_s: float = GRACE_S, saves_alone: bool = False
+) -> Iterator[Event]:
     """Run the trainer and yield its events as they come.
 
     Args:
         check: called four times a second and after every event; what it raises stops the child and passes on.
         grace_s: how long a child that is asked to stop may take to save what it has.
+        saves_alone: whether it saves while the caller goes on, see `wait_for_saving`.
     Raises: TrainerError if the child cannot start, reports an error, or ends with another code than 0.
     """
     failure: Event | None = None
-    with _child([*arguments, "--events", "jsonl", "--follow-parent"], grace_s) as child:
+    with _child([*arguments, "--events", "jsonl", "--follow-parent"], grace_s, saves_alone) as child:
         while True:
             check()
             try:
@@ -106,7 +114,7 @@ def follow(arguments: Sequence[str], check: Callable[[], None], *, grace_s: floa
         code = child.process.wait()
         if code:
             child.stderr_reader.join(GRACE_S)  # the reason may still be in the pipe
-            raise TrainerError(_reason(arguments[0], code, failure, child.tail))
+            raise TrainerError(_reason(arguments[0], code, failure, child.tail), (failure or {}).get("kind", ""))
 
 
 def _parse(line: str) -> Event | None:
@@ -135,9 +143,26 @@ def _reason(python: str, code: int, failure: Event | None, tail: Sequence[str]) 
     return f"the trainer was stopped {how}" + (f":\n{output.strip()}" if output.strip() else ".")
 
 
+_saving: list[threading.Thread] = []  # one for each child that was asked to stop and has not ended yet
+
+
+def wait_for_saving(check: Callable[[], None]) -> None:
+    """Wait until every child that saves alone has ended: it still needs the card, and its state is not there yet.
+
+    Args: check: called four times a second; what it raises passes on.
+    """
+    while _saving:
+        check()
+        _saving[0].join(POLL_S)
+        _saving[:] = [thread for thread in _saving if thread.is_alive()]
+
+
 @contextmanager
-def _child(arguments: Sequence[str], grace_s: float) -> Iterator[_Child]:
-    """Start the child. Yields: the child; it has ended, with all that it started, when the block is left."""
+def _child(arguments: Sequence[str], grace_s: float, saves_alone: bool) -> Iterator[_Child]:
+    """Start the child. Yields: the child.
+
+    When the block is left, the child has ended, with all that it started; or it ends in a thread of its own.
+    """
     variables = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
     try:
         process = subprocess.Popen(
@@ -159,7 +184,12 @@ def _child(arguments: Sequence[str], grace_s: float) -> Iterator[_Child]:
     try:
         yield child
     finally:
-        _end(child, grace_s)
+        if saves_alone and process.poll() is None:
+            saving = threading.Thread(target=_end, args=(child, grace_s), daemon=True)
+            saving.start()
+            _saving.append(saving)
+        else:
+            _end(child, grace_s)
 
 
 def _start_reader(stream: IO[str] | None, put: Callable[[str], Any], at_end: Callable[[], Any]) -> threading.Thread:

@@ -6,9 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import drawing
+from . import drawing, widgets
 
-CATEGORY = "PU Unlearn"
 FROM_INPUT = "[from input]"
 WIDTH_KEY = "attn2_to_k.lora_down.weight"  # its second dimension is the width of the text states
 
@@ -18,10 +17,10 @@ class PUApplyLoRA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import folder_paths
 
-        return io.Schema(
+        return widgets.schema(
+            io,
             node_id="PUApplyLoRA",
             display_name="PU Apply LoRA",
-            category=CATEGORY,
             description="Applies a LoRA from PU Unlearn, or one from the list, to a model.",
             inputs=[
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.x model."),
@@ -44,7 +43,7 @@ class PUApplyLoRA(io.ComfyNode):
     def validate_inputs(cls, lora_name) -> bool | str:
         import folder_paths
 
-        is_known = lora_name in (FROM_INPUT, *folder_paths.get_filename_list("loras"))
+        is_known = lora_name in (None, FROM_INPUT, *folder_paths.get_filename_list("loras"))
         return is_known or f"lora_name: {lora_name!r} is not in the list of LoRAs"
 
     @classmethod
@@ -87,10 +86,10 @@ class PUCompare(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         import comfy.samplers
 
-        return io.Schema(
+        return widgets.schema(
+            io,
             node_id="PUCompare",
             display_name="PU Compare",
-            category=CATEGORY,
             description="Generates the same seeds with two models and shows them side by side.",
             inputs=[
                 io.Model.Input("before", tooltip="The model without the LoRA: left column."),
@@ -113,34 +112,40 @@ class PUCompare(io.ComfyNode):
                     default="normal",
                     tooltip="ComfyUI's noise schedule.",
                 ),
+                io.String.Input(
+                    "negative_prompt", default="", optional=True, tooltip="What both models are led away from."
+                ),
             ],
             outputs=[io.Image.Output("grid", "grid", tooltip="One row for each seed: before, after.")],
         )
 
     @classmethod
     def execute(
-        cls, before, after, clip, vae, prompt, first_seed, count, width, height, steps, cfg, sampler, scheduler
+        cls, before, after, clip, vae, prompt, first_seed, count, width, height, negative_prompt="", **how: Any
     ) -> io.NodeOutput:
         from . import comfy_host
 
-        def made(model: Any, seed: int) -> Any:
-            pixels = _sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler)
-            return comfy_host.picture(pixels)
-
+        conditions = [
+            clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, negative_prompt or "")
+        ]
         seeds = range(first_seed, first_seed + count)
+        latents = [  # one model after the other, then the VAE: a small card would load them anew for each seed
+            _sample(model, conditions, seed, (width, height), **how) for model in (before, after) for seed in seeds
+        ]
+        pictures = [comfy_host.picture(vae.decode(latent)[0]) for latent in latents]
         rows = [
-            drawing.side_by_side([(f"seed {seed}: before", made(before, seed)), ("after", made(after, seed))])
-            for seed in seeds
+            drawing.side_by_side([(f"seed {seed}: before", left), ("after", right)])
+            for seed, left, right in zip(seeds, pictures[:count], pictures[count:], strict=True)
         ]
         return io.NodeOutput(comfy_host.image(drawing.stacked(rows)))
 
 
-def _sample(model, clip, vae, prompt, seed, width, height, steps, cfg, sampler, scheduler) -> Any:
-    """Return one picture [height, width, 3] in 0..1, made by ComfyUI's own sampler."""
+def _sample(model, conditions, seed, size, *, steps, cfg, sampler, scheduler) -> Any:
+    """Return the latent [1, 4, height / 8, width / 8] of one picture, made by ComfyUI's own sampler."""
     import nodes
     import torch
 
-    conditions = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")]
+    width, height = size
     latent = {"samples": torch.zeros(1, 4, height // 8, width // 8)}
     (found,) = nodes.common_ksampler(model, seed, steps, cfg, sampler, scheduler, *conditions, latent)
-    return vae.decode(found["samples"])[0]
+    return found["samples"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .nodes_train import CATEGORY, Dataset, checkpoints
+from . import widgets
+from .nodes_input import UNLINKED, Dataset, checkpoint_link, checkpoint_refusal, checkpoint_stamp, checkpoints
 
 
 class PUAudit(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return widgets.schema(
+            io,
             node_id="PUAudit",
             display_name="PU Audit",
-            category=CATEGORY,
             description="Ranks unlabeled images by how likely they are sensitive, and estimates how many are.",
             is_output_node=True,
             inputs=[
@@ -22,6 +23,7 @@ class PUAudit(io.ComfyNode):
                 ),
                 Dataset.Input("dataset", optional=True, tooltip="From PU Dataset. The demo has its own."),
                 io.Int.Input("top", default=48, min=1, max=400, tooltip="Number of images on the sheet."),
+                checkpoint_link(),
             ],
             outputs=[
                 io.Image.Output("sheet", "sheet", tooltip="The unlabeled images most likely to be sensitive."),
@@ -33,23 +35,22 @@ class PUAudit(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint) -> bool | str:
-        from . import comfy_host
-
-        return comfy_host.refusal(lambda: comfy_host.checkpoint(checkpoint))
+    def validate_inputs(cls, checkpoint, checkpoint_link=UNLINKED) -> bool | str:
+        return checkpoint_refusal(checkpoint, checkpoint_link)
 
     @classmethod
-    def execute(cls, checkpoint, top, dataset=None) -> io.NodeOutput:
+    def fingerprint_inputs(cls, checkpoint, checkpoint_link=UNLINKED, **_) -> str:
+        return checkpoint_stamp(checkpoint, checkpoint_link)
+
+    @classmethod
+    def execute(cls, checkpoint, top, dataset=None, checkpoint_link=None) -> io.NodeOutput:
         from . import comfy_host
 
-        base = comfy_host.checkpoint(checkpoint)
-        if base is not None and dataset is None:
-            raise ValueError("dataset: connect a PU Dataset; only the built-in demo has its own images")
+        base = comfy_host.checkpoint(checkpoint_link or checkpoint)
         settings = {"top": top, "name": "pu", "output_dir": str(comfy_host.output_root())}
-        if base is not None:
-            settings |= {**dataset, "base": str(base)}
-        elif dataset and "base" in dataset:  # made by the demo, see PUMakeData
-            settings |= dataset
+        settings |= comfy_host.with_dataset(base, dataset)
         comfy_host.make_room()
         found = comfy_host.answer("audit", settings)
-        return io.NodeOutput(comfy_host.image(comfy_host.opened(found["sheet"])), found["text"], found["prior"])
+        return io.NodeOutput(
+            comfy_host.image(comfy_host.opened(found["sheet"])), comfy_host.in_words(found["text"]), found["prior"]
+        )

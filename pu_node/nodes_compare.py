@@ -7,7 +7,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from .nodes_train import CATEGORY
+from . import widgets
 
 NEWEST = 8  # runs compared by default
 
@@ -15,10 +15,10 @@ NEWEST = 8  # runs compared by default
 class PUCompareRuns(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return widgets.schema(
+            io,
             node_id="PUCompareRuns",
             display_name="PU Compare Runs",
-            category=CATEGORY,
             description="Compares trainings of PU Unlearn: the settings that differ, rates, image quality and curves.",
             is_output_node=True,
             inputs=[
@@ -41,7 +41,7 @@ class PUCompareRuns(io.ComfyNode):
     def validate_inputs(cls, runs) -> bool | str:
         from . import comfy_host
 
-        return comfy_host.refusal(lambda: _names(runs))
+        return comfy_host.refusal(lambda: _names(runs or ""))  # None: from a link, checked later
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> float:
@@ -54,14 +54,14 @@ class PUCompareRuns(io.ComfyNode):
         root = comfy_host.output_root()
         folders = [str(folder) for folder in _folders(root, runs)]
         found = comfy_host.answer("compare", {"out": str(root / "compare.html")}, folders)
-        return io.NodeOutput(comfy_host.image(comfy_host.opened(found["picture"])), found["text"])
+        return io.NodeOutput(comfy_host.image(comfy_host.opened(found["picture"])), comfy_host.in_words(found["text"]))
 
 
 def _names(runs: str) -> list[str]:
     """Return the names in the text. Raises: ValueError for a name with folders."""
     from . import comfy_host
 
-    return [comfy_host.safe_name(name) for name in runs.split("|") if name.strip()]
+    return [comfy_host.safe_name(name, "runs") for name in runs.split("|") if name.strip()]
 
 
 def _folders(root: Path, runs: str) -> list[Path]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from comfy_api.latest import io
 
+from . import widgets
 from .nodes_apply import FROM_INPUT
-from .nodes_train import CATEGORY, checkpoints
+from .nodes_input import UNLINKED, checkpoint_link, checkpoint_refusal, checkpoint_stamp, checkpoints
 
 NO_LABELED = "[none]"
 
@@ -17,10 +20,10 @@ class PUEvaluate(io.ComfyNode):
 
         from .comfy_host import input_folders
 
-        return io.Schema(
+        return widgets.schema(
+            io,
             node_id="PUEvaluate",
             display_name="PU Evaluate",
-            category=CATEGORY,
             description="Generates the same seeds without and with a LoRA and measures how many are not sensitive.",
             is_output_node=True,
             inputs=[
@@ -54,6 +57,7 @@ class PUEvaluate(io.ComfyNode):
                 io.String.Input(
                     "retain_prompts", default="", tooltip="Prompts whose pictures should not change, separated by |."
                 ),
+                checkpoint_link(),
             ],
             outputs=[
                 io.Image.Output(
@@ -72,27 +76,40 @@ class PUEvaluate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint, lora_name, labeled) -> bool | str:
+    def validate_inputs(cls, checkpoint, checkpoint_link=UNLINKED) -> bool | str:
+        return checkpoint_refusal(checkpoint, checkpoint_link)
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint, lora_name, labeled, checkpoint_link=UNLINKED, **_) -> str | float:
         from . import comfy_host
 
-        def look() -> None:
-            comfy_host.checkpoint(checkpoint)
-            if labeled != NO_LABELED:
-                comfy_host.input_folder(labeled)
-            if lora_name != FROM_INPUT:
-                comfy_host.lora_file(lora_name)
-
-        return comfy_host.refusal(look)
+        if None in (lora_name, labeled):
+            return time.time()  # a link's value is not known here
+        try:
+            lora = "" if lora_name == FROM_INPUT else comfy_host.stamp(comfy_host.lora_file(lora_name))
+            images = "" if labeled == NO_LABELED else comfy_host.fingerprint(comfy_host.input_folder(labeled))
+        except ValueError:
+            return ""  # told by execute
+        return f"{checkpoint_stamp(checkpoint, checkpoint_link)} {lora} {images}"
 
     @classmethod
     def execute(
-        cls, checkpoint, lora_name, prompt, pictures, resolution, labeled, retain_prompts, path=None
+        cls,
+        checkpoint,
+        lora_name,
+        prompt,
+        pictures,
+        resolution,
+        labeled,
+        retain_prompts,
+        path=None,
+        checkpoint_link=None,
     ) -> io.NodeOutput:
         from . import comfy_host
 
         if lora_name == FROM_INPUT and path is None:
             raise ValueError("path: connect PU Unlearn, or choose a file as lora_name")
-        base = comfy_host.checkpoint(checkpoint)
+        base = comfy_host.checkpoint(checkpoint_link or checkpoint)
         lora = comfy_host.lora_file(path if lora_name == FROM_INPUT else lora_name)
         settings = {
             "base": None if base is None else str(base),
@@ -100,11 +117,13 @@ class PUEvaluate(io.ComfyNode):
             "prompt": prompt or None,
             "n": pictures,
             "resolution": resolution,
-            "labeled": None if labeled == NO_LABELED else str(comfy_host.input_folder(labeled)),
+            "labeled": None if labeled == NO_LABELED else str(comfy_host.input_folder(labeled, "labeled")),
             "retain_prompts": retain_prompts or None,
             "out": str(comfy_host.output_root() / f"{lora.stem}-evaluate"),
         }
         comfy_host.make_room()
         found = comfy_host.answer("evaluate", settings)
         rates = [found[kind]["rate"] if kind in found else -1.0 for kind in ("before", "after")]
-        return io.NodeOutput(comfy_host.image(comfy_host.opened(found["picture"])), found["text"], *rates)
+        return io.NodeOutput(
+            comfy_host.image(comfy_host.opened(found["picture"])), comfy_host.in_words(found["text"]), *rates
+        )

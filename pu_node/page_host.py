@@ -41,24 +41,12 @@ def advice() -> str:
 
 def free_name(host: Host, name: str) -> str:
     """Return the first of name, name-2, name-3, … for which neither a run nor a LoRA exists."""
-    number, candidate = 1, name
-    while _is_used(host, candidate):
-        number += 1
-        suffix = f"-{number}"
-        candidate = name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
-    return candidate
-
-
-def _is_used(host: Host, name: str) -> bool:
-    files = [folder / f"{name}{suffix}" for folder in (host.output, host.lora_folder()) for suffix in _SUFFIXES]
     # a webui finds a LoRA by its bare name, in any subfolder
-    listed = (path.stem for path in host.lora_folder().rglob("*") if path.suffix in _LORAS)
-    return any(path.exists() for path in (host.output / name, *files)) or name in listed
+    listed = {path.stem for path in host.lora_folder().rglob("*") if path.suffix in _LORAS}
+    return result_cache.free_name(name, taken=(host.output, host.lora_folder()), names=listed)
 
 
-NAME_BYTES = 100  # the trainer's limit
 _LORAS = (".safetensors", ".pt", ".ckpt")
-_SUFFIXES = (".safetensors", ".preview.png", ".json")
 
 
 def publish(lora: Path, folder: Path, *, picture: Path | None, description: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import drawing
-from .training_job import State
+from .training_job import State, duration
 
 SIDE_PX = 512  # longest side of a picture on the page; the report has full size
 
@@ -40,7 +40,7 @@ def status(state: State) -> str:
     words = html.escape(f"{state.name}: {state.ended or state.phase}")
     if state.step and state.is_active:
         words += f", step {state.step} of {state.of}"
-        words += f", {_duration(state.seconds_left)} left" if state.seconds_left else ""
+        words += f", {duration(state.seconds_left)} left" if state.seconds_left else ""
     lines = [f"<b>{words}</b>"]
     if state.of:
         lines.append(f"<progress value='{state.step}' max='{state.of}'></progress>")
@@ -49,8 +49,3 @@ def status(state: State) -> str:
     if state.message:
         lines.append(f"<pre>{html.escape(state.message)}</pre>")
     return "".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    minutes = int(seconds // 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60)} s"

@@ -15,7 +15,6 @@ from . import launch, page_host
 from .page_host import Host
 
 PICTURES = 5  # times that pictures are made during training
-GRACE_S = 60.0  # after Cancel: a big model needs time to finish its micro-batch and save
 PHASES = {
     "keep": "making pictures for prior preservation",
     "encode": "encoding images and captions",
@@ -28,6 +27,12 @@ PHASES = {
 
 
 Result = TypeVar("Result")
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words."""
+    minutes = int(seconds // 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60)} s"
 
 
 class Cancelled(Exception):
@@ -114,7 +119,7 @@ class Job:
             launch.python(is_checked=True)  # before the webui's model is taken off the card
             with self.host.card(self._check):
                 self._update(phase="starting the trainer")
-                for event in launch.follow(launch.command([], settings), self._check, grace_s=GRACE_S):
+                for event in launch.follow(launch.command([], settings), self._check, grace_s=launch.SAVING_GRACE_S):
                     self._take(event, settings)
             self._update(ended="done")
         except Cancelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -12,17 +13,39 @@ from typing import Any
 TRAINER = Path(__file__).resolve().parents[1] / "trainer"
 SCHEMA = TRAINER / "schema.json"
 DEMO = "[built-in digits demo]"
+CATEGORY = "PU Unlearn"
 PRESETS = {"auto": None, "low VRAM": "lowvram", "medium VRAM": "medvram", "high VRAM": "highvram"}
+LABELS = {  # of settings whose name does not say enough, or shows an underscore
+    "lr": "learning rate",
+    "prior": "prior (0: estimated from the images)",
+    "temperature": "temperature (strength)",
+    "sensitive_prompt": "sensitive prompt",
+    "bucket": "keep image shapes",
+    "flip": "mirror half of the images",
+    "crops": "crops of each image",
+    "caption_dropout": "share without caption",
+    "clip_skip": "CLIP skip",
+    "temperature_mode": "temperature mode",
+    "min_snr_gamma": "min-SNR gamma (0: off)",
+    "sensitive_prompt_share": "share under sensitive prompts",
+    "keep_prompts": "prompts to keep, with | between",
+    "batch_unlabeled": "unlabeled images a step",
+    "batch_sensitive": "sensitive images a step",
+    "skip_bad_images": "skip bad images",
+}
+STEPS = {"lr": 1e-6, "prior": 1e-3}  # of number widgets; others go by hundredths
+SEARCHED_AS = ["unlearn", "erase", "forget", "never", "remove concept", "censor", "safety", "LoRA training"]
+
 OPTION = re.compile(r"--([a-z][a-z0-9-]*)")  # of the trainer's command line, in its messages
-OTHER_WIDGETS = {  # options of other commands, and of training, that nodes ask for under the same or another name
-    **{name: name for name in ("unlabeled", "sensitive", "resolution", "skip_bad_images", "labeled", "retain_prompts")},
-    **{name: name for name in ("unlabeled_prompt", "contaminate_prompt", "negative_prompt", "guidance", "sampler")},
-    **{name: name for name in ("n_unlabeled", "n_contaminate", "n_sensitive", "top")},
+COMMAND_LINE = re.compile(r"[^\n.;:]*[:;]?[^\n.;:]*\bpython -m trainer\b[^\n]*\n?")  # a clause with a command to run
+SAVED_BY_PRESET = re.compile(r"--(?:micro-batch 1|checkpointing all|weights fp8|offload all)")
+OTHER_WORDS = {  # options that nodes ask for under another name, or not at all
     **{option: f'preset "{preset}"' for preset, option in PRESETS.items() if option},
     "base": "checkpoint",
     "lora": "lora_name",
     "n": "pictures",
     "out": "folder",
+    "help": "the help page",
 }
 
 
@@ -33,13 +56,27 @@ def fields() -> dict[str, dict[str, Any]]:
 
 
 def in_node_words(message: str) -> str:
-    """Return a message of the trainer with the names of widgets in place of the options that they set."""
+    """Return a message of the trainer in the words of the nodes: labels of widgets in place of options, no commands."""
 
     def widget(found: re.Match[str]) -> str:
         name = found[1].replace("-", "_")
-        return name if name in fields() else OTHER_WIDGETS.get(name, found[0])
+        return OTHER_WORDS.get(name) or label(name).partition(" (")[0]
 
-    return OPTION.sub(widget, message)
+    found = SAVED_BY_PRESET.sub(OTHER_WORDS["lowvram"], COMMAND_LINE.sub("", message))
+    return OPTION.sub(widget, found.replace("--device cpu", "the CPU")).strip()
+
+
+def label(name: str) -> str:
+    """Return what a widget is called on a node. Options without a widget are called by their words."""
+    if name in LABELS:
+        return LABELS[name]
+    return name if name in fields() or name in OWN_WIDGETS else name.replace("_", " ")
+
+
+OWN_WIDGETS = (  # of nodes, beside the settings of the schema
+    *("unlabeled", "sensitive", "resolution", "labeled", "retain_prompts", "n_unlabeled", "n_contaminate"),
+    *("n_sensitive", "unlabeled_prompt", "contaminate_prompt", "negative_prompt", "guidance", "sampler", "top"),
+)
 
 
 def kind_of(field: Mapping[str, Any]) -> str:
@@ -83,19 +120,30 @@ def make(io: Any, name: str, **changes: Any) -> Any:
     field = fields()[name]
     low, high = limits(field)
     shared = {"tooltip": in_node_words(field["description"]), "default": field.get("default"), **changes}
-    kind, is_fine = kind_of(field), _is_fine(shared["default"])
+    kind = kind_of(field)
     if shared["default"] in (None, "auto") and kind in ("integer", "number"):
         low, shared["default"] = 0, 0  # means "not set", see `given`
-        shared["tooltip"] += "; 0: " + ("auto" if field["default"] == "auto" else "not set")
+    if name in LABELS:
+        shared["display_name"] = LABELS[name]
     if kind == "combo":
         return io.Combo.Input(name, options=list(field["enum"]), **shared)
     if kind == "boolean":
         return io.Boolean.Input(name, **shared)
     if kind == "integer":
+        if name == "seed":  # the page would give a fresh node "randomize": it would train again with every Run
+            shared["control_after_generate"] = "fixed"
         return io.Int.Input(name, min=low, max=min(high or 2**31, 2**32 - 1), **shared)
     if kind == "number":
-        return io.Float.Input(name, min=low, max=high or 1000.0, step=1e-6 if is_fine else 0.01, round=False, **shared)
+        step = STEPS.get(name, 0.01)
+        return io.Float.Input(name, min=low, max=high or 1000.0, step=step, round=step, **shared)
     return io.String.Input(name, **{**shared, "default": shared["default"] or ""})
+
+
+def schema(io: Any, **words: Any) -> Any:
+    """Return a node's schema, found by the words that people search for where the host knows such words."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    aliases = {"search_aliases": SEARCHED_AS} if "search_aliases" in known else {}
+    return io.Schema(category=CATEGORY, **aliases, **words)
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:

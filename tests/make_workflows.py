@@ -13,10 +13,15 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 AUX_ID = "pu-unlearn/pu-unlearn"
 OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
-OURS |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns"}
+OURS |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns", "PUCheckpoint"}
 
 # node -> widgets in the order of its schema, then link inputs (name, type), then outputs (name, type)
 NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]] = {
+    "PUCheckpoint": (
+        ["checkpoint"],
+        [],
+        [("checkpoint_link", "PU_CHECKPOINT"), ("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")],
+    ),
     "PUDataset": (
         ["unlabeled", "sensitive", "prompt", "sensitive_prompt", "resolution", "skip_bad_images"],
         [],
@@ -42,7 +47,12 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
     ),
     "PUUnlearn": (
         ["checkpoint", "preset", "steps", "rank", "lr", "prior", "temperature", "objective", "seed", "name", "retrain"],
-        [("dataset", "PU_DATASET"), ("options", "PU_OPTIONS")],
+        [
+            ("dataset", "PU_DATASET"),
+            ("options", "PU_OPTIONS"),
+            ("checkpoint_link", "PU_CHECKPOINT"),
+            ("plan", "STRING"),
+        ],
         [
             ("lora", "LORA_MODEL"),
             ("path", "STRING"),
@@ -53,12 +63,12 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
     ),
     "PUAudit": (
         ["checkpoint", "top"],
-        [("dataset", "PU_DATASET")],
+        [("dataset", "PU_DATASET"), ("checkpoint_link", "PU_CHECKPOINT")],
         [("sheet", "IMAGE"), ("report", "STRING"), ("prior", "FLOAT")],
     ),
     "PUEvaluate": (
         ["checkpoint", "lora_name", "prompt", "pictures", "resolution", "labeled", "retain_prompts"],
-        [("path", "STRING")],
+        [("path", "STRING"), ("checkpoint_link", "PU_CHECKPOINT")],
         [("before_after", "IMAGE"), ("report", "STRING"), ("rate_before", "FLOAT"), ("rate_after", "FLOAT")],
     ),
     "PUCompareRuns": (["runs"], [("path", "STRING")], [("curves", "IMAGE"), ("report", "STRING")]),
@@ -79,7 +89,7 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
             "seed",
             "folder",
         ],
-        [],
+        [("checkpoint_link", "PU_CHECKPOINT")],
         [("dataset", "PU_DATASET"), ("sheet", "IMAGE"), ("report", "STRING"), ("prior", "FLOAT")],
     ),
     "PUApplyLoRA": (
@@ -88,13 +98,13 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
         [("model", "MODEL"), ("clip", "CLIP")],
     ),
     "PUCompare": (
-        ["prompt", "first_seed", "count", "width", "height", "steps", "cfg", "sampler", "scheduler"],
+        ["prompt", "first_seed", "count", "width", "height", "steps", "cfg", "sampler", "scheduler", "negative_prompt"],
         [("before", "MODEL"), ("after", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")],
         [("grid", "IMAGE")],
     ),
     "PUPlan": (
         ["checkpoint", "preset", "steps", "rank", "lr", "prior", "temperature", "objective", "seed", "name"],
-        [("dataset", "PU_DATASET"), ("options", "PU_OPTIONS")],
+        [("dataset", "PU_DATASET"), ("options", "PU_OPTIONS"), ("checkpoint_link", "PU_CHECKPOINT")],
         [("plan", "STRING"), ("table", "IMAGE")],
     ),
     "CheckpointLoaderSimple": (["ckpt_name"], [], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")]),
@@ -210,7 +220,7 @@ WORKFLOWS: dict[str, dict[int, Use]] = {
                 "name": "pu-lora",
                 "retrain": False,
             },
-            {"dataset": (3, "dataset")},
+            {"dataset": (3, "dataset"), "plan": (5, "plan")},
         ),
         8: Use(
             "PUApplyLoRA",
@@ -233,6 +243,7 @@ WORKFLOWS: dict[str, dict[int, Use]] = {
                 "cfg": 7.0,
                 "sampler": "euler",
                 "scheduler": "normal",
+                "negative_prompt": "",
             },
             {"before": (2, "MODEL"), "after": (8, "model"), "clip": (2, "CLIP"), "vae": (2, "VAE")},
         ),

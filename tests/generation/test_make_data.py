@@ -188,8 +188,9 @@ REFUSED = {
 def test_other_settings_in_the_same_folder_are_refused(name, copy, capsys):
     words, said = REFUSED[name]
     before = files(copy)
-    assert call(copy, *words) == 2
-    told = capsys.readouterr().err
+    assert call(copy, *words, "--events", "jsonl") == 2
+    out, told = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["kind"] == "occupied"
     assert said in told
     assert ("--guidance: the images there have 3.0, not 2.0" in told) == (name == "several")
     assert files(copy) == before

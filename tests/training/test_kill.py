@@ -84,3 +84,25 @@ def test_killed_runs_resume_to_the_same_bits(trainer, digit_folders, tmp_path):
     assert [p.name for p in (here / "pu-lora" / "state").iterdir()] == [f"step{STEPS:08d}.safetensors"]  # nothing torn
     events = [json.loads(line) for line in (here / "pu-lora" / "events.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, STEPS + 1))
+
+
+def test_a_run_whose_parent_dies_saves_what_it_has(trainer, digit_folders, tmp_path):
+    """Its pipes are closed at once: nobody reads what is still printed, and the state is saved all the same."""
+    data = ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"], "--base", "builtin"]
+    data += ["--prompt", "x", "--resolution", 64, "--batch-unlabeled", 1, "--batch-sensitive", 1, "--images", 0]
+    data += ["--calibration-samples", 1, "--rank", 2, "--save-state-every", 100_000, "--output-dir", tmp_path]
+    words = [sys.executable, ROOT / "trainer" / "__main__.py", *data, "--steps", 100_000]
+    process = subprocess.Popen(
+        [*map(str, words), "--events=jsonl", "--follow-parent"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    seen = next(line for line in process.stdout if json.loads(line)["event"] == "step")
+    for pipe in (process.stdout, process.stderr, process.stdin):
+        pipe.close()
+    assert process.wait(60) == 130
+    (state,) = (tmp_path / "pu-lora" / "state").glob("step*.safetensors")
+    assert int(state.stem.removeprefix("step")) >= json.loads(seen)["step"]
+    assert (tmp_path / "pu-lora.safetensors").exists()

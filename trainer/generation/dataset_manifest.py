@@ -16,6 +16,13 @@ from ..common.files import replacing, write_text
 from ..data.images import SUFFIXES
 from .dataset_recipe import KINDS, MOST, WORDS, Image, Recipe, image
 
+
+class Occupied(UserError):
+    """Other images are in the folder. Another folder helps, and a program that started this one can choose it."""
+
+    kind = "occupied"
+
+
 KEY = "pu_unlearn"  # of the PNG's text
 SAME = ("negative_prompt", "resolution", "steps", "guidance", "sampler", "clip_skip", "prediction_type")
 Record = dict[str, Any]
@@ -38,7 +45,7 @@ def shared(recipe: Recipe, base_hash: str) -> Record:
 def kept(recipe: Recipe, common: Record) -> set[str]:
     """The files of earlier runs with the same settings. Removes what a power cut left half written.
 
-    Raises: UserError with what differs, or where other images, or more than asked for, lie in the folders.
+    Raises: Occupied with what differs, or where other images, or more than asked for, lie in the folders.
     """
     found, foreign, problems = set(), [], []
     for path in _pictures(recipe.out):
@@ -55,7 +62,7 @@ def kept(recipe: Recipe, common: Record) -> set[str]:
         problems.append(f"images that make-data did not make, or not under this name: {', '.join(foreign[:3])}")
     if problems:
         told = "\n".join(f"{recipe.out}: {text}" for text in dict.fromkeys(problems))
-        raise UserError(f"{told}\nSay the same as then, or make another folder: --out")
+        raise Occupied(f"{told}\nSay the same as then, or make another folder: --out")
     return found
 
 

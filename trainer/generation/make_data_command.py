@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
             with locked(call.recipe.out):
                 return _run(call.recipe, base, events, check)
     except UserError as error:
-        events.emit("error", kind="input", message=str(error))
+        events.emit("error", kind=error.kind, message=str(error))
         raise
     except errors.Stopped:
         return events.failure("stopped", "stopped; the same command goes on from here", errors.STOPPED)

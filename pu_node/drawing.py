@@ -14,7 +14,7 @@ UNLABELED, SENSITIVE = (100, 170, 255), (255, 130, 100)
 WIDTH = 512  # of a panel: about the width of a node on the screen, so that its letters keep their size
 CURVE = (WIDTH, 200)
 TEXT_PX, GAP, PAD = 18, 8, 12
-SHEET_LETTERS = 72  # letters are this fraction of a sheet's width: a node shows a big sheet small
+SHEET_LETTERS = 72  # letters are this fraction of a sheet's longer side: a node shows a big sheet small
 COLUMNS = re.compile(r"\s{2,}")
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -112,7 +112,8 @@ def _sheet(rows: Sequence[Sequence[Labeled]]) -> Image.Image:
     cells = [cell for row in rows for cell in row]
     columns = max(len(row) for row in rows)
     picture = [max(getattr(image, side) for _, image in cells) for side in ("width", "height")]
-    font = _font(max(14, (picture[0] + GAP) * columns // SHEET_LETTERS))
+    longest = max((picture[0] + GAP) * columns, (picture[1] + GAP) * len(rows))
+    font = _font(max(14, longest // SHEET_LETTERS))
     bar = _line_height(font) + GAP
     width = max(picture[0], *(math.ceil(font.getlength(label)) + GAP for label, _ in cells))
     size = (columns * (width + GAP) - GAP, len(rows) * (picture[1] + bar + GAP) - GAP)

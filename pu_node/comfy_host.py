@@ -15,7 +15,7 @@ from PIL import Image
 from . import launch, result_cache, widgets
 from .widgets import DEMO
 
-PREVIEW_PX = 512
+PREVIEW_PX = 768  # no less than the longer side of drawing.live: ComfyUI would make it smaller
 
 
 def output_root() -> Path:

@@ -116,7 +116,7 @@ class PUCompare(io.ComfyNode):
                     "negative_prompt", default="", optional=True, tooltip="What both models are led away from."
                 ),
             ],
-            outputs=[io.Image.Output("grid", "grid", tooltip="One row for each seed: before, after.")],
+            outputs=[io.Image.Output("grid", "grid", tooltip="Each seed: before, after.")],
         )
 
     @classmethod
@@ -133,11 +133,11 @@ class PUCompare(io.ComfyNode):
             _sample(model, conditions, seed, (width, height), **how) for model in (before, after) for seed in seeds
         ]
         pictures = [comfy_host.picture(vae.decode(latent)[0]) for latent in latents]
-        rows = [
-            drawing.side_by_side([(f"seed {seed}: before", left), ("after", right)])
+        found = [
+            ((f"seed {seed}: before", left), ("after", right))
             for seed, left, right in zip(seeds, pictures[:count], pictures[count:], strict=True)
         ]
-        return io.NodeOutput(comfy_host.image(drawing.stacked(rows)))
+        return io.NodeOutput(comfy_host.image(drawing.pairs(found)))
 
 
 def _sample(model, conditions, seed, size, *, steps, cfg, sampler, scheduler) -> Any:

@@ -43,12 +43,13 @@ def test_links_to_one_folder_are_refused(folders, tmp_path):
     assert len(find(folders["unlabeled"], folders["sensitive"]).sensitive) == 1
 
 
-def test_a_folder_in_the_other_is_refused(folders):
-    inner = folders["sensitive"].rename(folders["unlabeled"] / "bad")
-    with pytest.raises(UserError, match=r"bad lies in .*unlabeled\. Name two folders beside each other"):
-        find(folders["unlabeled"], inner)
-    with pytest.raises(UserError, match=r"bad lies in .*unlabeled\. Name two folders beside each other"):
-        find(inner, folders["unlabeled"])
+def test_a_folder_in_the_other_is_not_part_of_it(folders):
+    Image.new("RGB", (64, 64), (0, 99, 0)).save(folders["unlabeled"] / "third.png")
+    outer, inner = folders["unlabeled"], folders["sensitive"].rename(folders["unlabeled"] / "bad")
+    for unlabeled, sensitive in ((outer, inner), (inner, outer)):
+        found = find(unlabeled, sensitive)
+        assert (len(found.unlabeled), len(found.sensitive) + len(found.held_out)) == (3, 3)
+        assert any("bad" in note and "the folder of" in note for note in found.notes), found.notes
 
 
 @pytest.mark.parametrize("command", [[], ["data"], ["audit"], ["prior"]], ids=["train", "data", "audit", "prior"])

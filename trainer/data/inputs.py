@@ -56,16 +56,12 @@ def find(config: TrainConfig) -> Folders:
 
 
 def refuse_overlap(unlabeled: Path, sensitive: Path) -> None:
-    """Raises: UserError if the two folders are the same, or one lies in the other, also by way of links."""
-    first, second = unlabeled.resolve(), sensitive.resolve()
-    if first == second:
+    """Raises: UserError if the two folders are the same, also by way of links. One may lie in the other: see scan."""
+    if unlabeled.resolve() == sensitive.resolve():
         raise UserError(
             f"--unlabeled and --sensitive: {unlabeled} and {sensitive} are the same folder, so nothing tells sensitive "
             "images from unlabeled ones. Name two folders."
         )
-    if first.is_relative_to(second) or second.is_relative_to(first):
-        inner, outer = (unlabeled, sensitive) if first.is_relative_to(second) else (sensitive, unlabeled)
-        raise UserError(f"--unlabeled and --sensitive: {inner} lies in {outer}. Name two folders beside each other.")
 
 
 def warnings(config: TrainConfig, folders: Folders) -> list[str]:

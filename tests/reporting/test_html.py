@@ -45,7 +45,7 @@ def png(folder, name="x.png"):
 
 
 def training(folder, *, full):
-    config = TrainConfig(base="builtin", prompt=EVIL, prior=0.2, network="lora" if full else "full")
+    config = TrainConfig(metadata="full", base="builtin", prompt=EVIL, prior=0.2, network="lora" if full else "full")
     folders = Folders([Sample(folder / "a.png", EVIL)], [Sample(folder / "b.png", None)] if full else [], [], [])
     growth = {"trained": 1.5, "held_out": 1.0} if full else {}
     trained = TrainedModel(TrainingJob(config, Base(folder), folders), None, torch.device("cpu"), growth)

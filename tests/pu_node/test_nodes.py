@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -475,6 +477,30 @@ def test_widgets_mean_what_they_show(comfy):
             assert part.more.get("tooltip"), (name, part.id)
             if part.id == "seed":
                 assert part.more["control_after_generate"] == "fixed", name
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node.js")
+def test_older_pages_keep_the_seed_of_a_fresh_node(tmp_path):
+    """Where the page takes no word for it from the node: its extension, with a stand-in for the page."""
+    here = tmp_path / "extensions" / "pu-unlearn"
+    here.mkdir(parents=True)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "scripts" / "app.js").write_text("export const app = {registerExtension: (e) => (app.extension = e)};")
+    shutil.copy(Path(widgets.__file__).parent / "web" / "fixed_seed.js", here)
+    (here / "run.js").write_text("""
+        import { app } from "../../scripts/app.js";
+        import "./fixed_seed.js";
+        const values = (comfyClass) => {
+            const widgets = [{name: "seed", value: 1}, {name: "control_after_generate", value: "randomize"}];
+            app.extension.nodeCreated({comfyClass, widgets});
+            return widgets.map((widget) => widget.value);
+        };
+        app.extension.nodeCreated({comfyClass: "PUPlan"});
+        console.log(JSON.stringify([values("PUUnlearn"), values("KSampler")]));
+    """)
+    done = subprocess.run(["node", here / "run.js"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[1, "fixed"], [1, "randomize"]]
 
 
 def test_nodes_are_found_by_the_words_people_search(comfy, monkeypatch):

@@ -36,7 +36,10 @@ class PUApplyLoRA(io.ComfyNode):
                     "strength", default=1.0, min=-2.0, max=4.0, step=0.05, tooltip="1: full effect, 0: none."
                 ),
             ],
-            outputs=[io.Model.Output("model_out", "model"), io.Clip.Output("clip_out", "clip")],
+            outputs=[
+                io.Model.Output("model_out", "model", tooltip="The model with the LoRA."),
+                io.Clip.Output("clip_out", "clip", tooltip="The text encoder with the LoRA."),
+            ],
         )
 
     @classmethod

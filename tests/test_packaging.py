@@ -78,6 +78,16 @@ def test_the_registrys_validator_has_no_remark(tmp_path):
     assert "warning" not in (done.stdout + done.stderr).lower()
 
 
+def test_icon_and_banner_are_what_the_registry_takes():
+    """At most 400 x 400, and 21:9; the pictures are not in what users download."""
+    with Image.open(ROOT / "docs" / "pictures" / "icon.png") as icon:
+        assert icon.size == (400, 400)
+    with Image.open(ROOT / "docs" / "pictures" / "banner.png") as banner:
+        assert banner.width * 9 == banner.height * 21
+    assert "docs/pictures/" in (ROOT / ".comfyignore").read_text().splitlines()
+    assert {path.suffix for path in (ROOT / "pu_node" / "web").rglob("*") if path.is_file()} <= {".md", ".js"}
+
+
 def test_templates_are_what_their_script_writes():
     for path, text in files().items():
         assert path.read_text(encoding="utf-8") == text, "make them again: python tests/make_workflows.py"

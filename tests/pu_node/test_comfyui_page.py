@@ -1,7 +1,7 @@
 """ComfyUI's own page in headless Chromium: open each template, run it, look at it.
 
 Needs a ComfyUI (see comfyui_server), Chromium and the package playwright; skipped, and counted as such, without.
-PU_SCREENSHOTS=FOLDER keeps the pictures, PU_STEPS=600 trains to the end: those in pu_node/web/docs were made so, and
+PU_SCREENSHOTS=FOLDER keeps the pictures, PU_STEPS=600 trains to the end: those in docs/pictures were made so, and
 cropped.
 """
 

@@ -154,7 +154,7 @@ def telling(monkeypatch):
 
     def rank(config, base, folders, options, cache, progress):
         n = len(folders.unlabeled)
-        return Ranking(folders.unlabeled, np.arange(n)[::-1] / n, Prior(0.2, 0.1, 0.3, 0.3, 0.1, n, 6))
+        return Ranking(folders.unlabeled, np.arange(n)[::-1] / n, Prior(0.2, 0.1, 0.3, 0.3, 0.95, n, 6))
 
     monkeypatch.setattr(command, "rank", rank)
 

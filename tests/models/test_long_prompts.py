@@ -8,7 +8,7 @@ import torch
 
 from trainer.builtin import MODEL
 from trainer.models import base_model
-from trainer.models.base_model import longer_than, text_states
+from trainer.models.text_states import longer_than, text_states
 
 WORDS = " ".join(["zero one two three four five six seven eight nine"] * 30)  # 300 tokens
 

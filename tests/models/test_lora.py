@@ -13,6 +13,7 @@ from trainer.builtin import MODEL
 from trainer.common.errors import UserError
 from trainer.models import base_model, lora_file, pipeline
 from trainer.models.networks import LoraNetwork, attach_lora, lora_target_names
+from trainer.models.text_states import text_states
 
 RANK, ALPHA = 4, 6.0
 
@@ -264,7 +265,7 @@ def test_a_lora_of_the_text_encoder_alone_is_taken(tmp_path):
     pipe = added(tmp_path / "te.safetensors")
     with torch.no_grad():
         layer[key].add_(up @ down * 0.5)
-    one, two = (base_model.text_states(p.tokenizer, p.text_encoder, ["a digit"], 1) for p in (pipe, plain))
+    one, two = (text_states(p.tokenizer, p.text_encoder, ["a digit"], 1) for p in (pipe, plain))
     torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
 
 

@@ -14,6 +14,7 @@ from trainer.builtin import MODEL
 from trainer.common import model_files
 from trainer.common.errors import UserError
 from trainer.models import base_model, merge, pipeline, single_file
+from trainer.models.text_states import text_states
 
 LOADERS = {"unet": base_model.load_unet, "vae": base_model.load_vae, "text_encoder": base_model.load_text_encoder}
 
@@ -309,7 +310,7 @@ def test_more_words_and_more_positions_load(tmp_path):
     state[f"{clip}.position_ids"] = torch.arange(248).view(1, 248)
     save_file(state, tmp_path / "grown.safetensors")
     one, two = (
-        base_model.text_states(*base_model.load_text_encoder(base_model.Base(p), torch.float32), ["a fox"], 1)
+        text_states(*base_model.load_text_encoder(base_model.Base(p), torch.float32), ["a fox"], 1)
         for p in (plain, tmp_path / "grown.safetensors")
     )
     assert torch.equal(one, two)

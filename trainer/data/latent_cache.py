@@ -21,7 +21,8 @@ from ..common.errors import UserError
 from ..common.files import replacing, sha256
 from ..common.interrupts import Progress
 from ..models import base_model
-from ..models.base_model import Base, text_states
+from ..models.base_model import Base
+from ..models.text_states import text_states
 from .folders import Sample
 from .images import PLAIN, View, read_image, training_size
 

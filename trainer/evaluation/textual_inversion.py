@@ -17,8 +17,8 @@ from ..data.images import PLAIN
 from ..data.latent_cache import LatentCache
 from ..generation.generator import ImageGenerator
 from ..models import base_model
-from ..models.base_model import text_states
 from ..models.noise_schedule import per_sample_error
+from ..models.text_states import text_states
 from .attack_settings import AttackSettings
 
 PLACEHOLDER = "*"

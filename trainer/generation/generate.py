@@ -61,7 +61,7 @@ def generate_pictures(
     import torch
 
     from ..models import pipeline
-    from ..models.base_model import text_states
+    from ..models.text_states import text_states
 
     pipeline.set_sampler(pipe, settings.sampler)
     few = max(1, PIXELS_AT_ONCE // settings.resolution**2)

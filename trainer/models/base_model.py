@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from ..common.files import sha256
 from ..common.model_files import WEIGHTS
 from ..common.third_party import quiet
 from . import single_file
+from .scheduler_settings import PREDICTIONS, SCHEDULE, declared_by, schedule_problem
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENIZER = MODEL / "tokenizer"  # CLIP's, the same for all of SD 1.x
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # our word -> diffusers'
 
 
 @dataclass(frozen=True)
@@ -74,27 +71,8 @@ def _check_folder(base: Base) -> None:
         if not (part == "vae" and base.vae):
             weights_file(path / part, WEIGHTS[part])
     noise = read_config(path / "scheduler", "scheduler_config.json")
-    if problem := _schedule_problem(noise):
+    if problem := schedule_problem(noise):
         raise UserError(f"--base: {path}/scheduler: {problem}; not a noise schedule that is known here")
-
-
-def _schedule_problem(noise: dict[str, Any]) -> str | None:
-    """Say what of a scheduler's settings is unknown here, or None."""
-    if (found := noise.get("prediction_type", "epsilon")) not in PREDICTIONS.values():
-        return f"prediction_type is {found!r}"
-    if (found := noise.get("beta_schedule", "linear")) not in BETA_SCHEDULES:
-        return f"beta_schedule is {found!r}"
-    betas, steps = noise.get("trained_betas"), noise.get("num_train_timesteps", 1000)
-    if betas is not None and not (isinstance(betas, list) and len(betas) == steps and all(_is_share(b) for b in betas)):
-        return f"trained_betas are not {steps} numbers from 0 to 1"
-    wrong = [name for name in ("beta_start", "beta_end") if not _is_share(noise.get(name, 0.01))]
-    if wrong or not isinstance(steps, int) or steps < 1:
-        return f"{wrong[0] if wrong else 'num_train_timesteps'} is no such number"
-    return None
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _check_vae(path: Path) -> None:
@@ -278,25 +256,12 @@ def load_tokenizer(base: Base) -> Any:
 def scheduler_config(base: Base) -> dict[str, Any]:
     """Return diffusers' scheduler settings: the folder's, or SD 1.x's for a single file; --prediction-type applied."""
     if base.is_file:
-        found = {**SCHEDULE, **_said(base.path)}
+        found = {**SCHEDULE, **declared_by(base.path)}
     else:
         found = read_config(base.path / "scheduler", "scheduler_config.json")
     if base.prediction != "auto":
         found["prediction_type"] = PREDICTIONS[base.prediction]
     return {**found, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-
-
-def _said(path: Path) -> dict[str, Any]:
-    """Read what a file declares of its schedule: by empty tensors named v_pred and ztsnr, or by its metadata."""
-    is_readable = path.suffix.lower() == ".safetensors"  # a .ckpt is opened only to be loaded
-    shapes, metadata = single_file.header(path) if is_readable else ({}, {})
-    is_v = "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").startswith("v")
-    flags = (
-        metadata.get(name, "").lower() for name in ("ss_zero_terminal_snr", "modelspec.zero_terminal_snr", "ztsnr")
-    )
-    is_zero = "ztsnr" in shapes or any(flag in ("true", "1") for flag in flags)
-    found: dict[str, Any] = {"prediction_type": PREDICTIONS["v" if is_v else "epsilon"]}
-    return {**found, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if is_zero else found
 
 
 def load_noise_schedule(base: Base) -> NoiseSchedule:
@@ -309,46 +274,3 @@ def load_noise_schedule(base: Base) -> NoiseSchedule:
         config = scheduler_config(base)
         made: Any = DDIMScheduler.from_config(config)  # the pictures' own
     return NoiseSchedule(made.alphas_cumprod, config.get("prediction_type", "epsilon"))
-
-
-TOKENS = 77  # of the text encoder's positions: a begin and an end token, and 75 between
-
-
-def text_states(
-    tokenizer: Any, encoder: Any, captions: Sequence[str], clip_skip: int, *, max_tokens: int = TOKENS - 2
-) -> Tensor:
-    """Encode captions as the U-Net reads them.
-
-    Args:
-        clip_skip: 1: the last layer's states; 2: those of the one before; …
-        max_tokens: 75, 150 or 225. What is longer than 75 is encoded in parts, each with a begin and an end token, of
-            which the first and the last stay: kohya's --max_token_length.
-
-    Returns: [captions, max_tokens + 2, width] fp32, where the encoder is.
-    """
-    how = {"padding": "max_length", "max_length": max_tokens + 2, "truncation": True, "return_tensors": "pt"}
-    ids = tokenizer(list(captions), **how).input_ids
-    if max_tokens == TOKENS - 2:
-        return _encoded(encoder, ids, clip_skip)
-    import torch
-
-    ends = ids[:, :1], ids[:, -1:]
-    parts = [torch.cat([ends[0], part, ends[1]], dim=1) for part in ids[:, 1:-1].split(TOKENS - 2, dim=1)]
-    states = [_encoded(encoder, part, clip_skip) for part in parts]
-    return torch.cat([states[0][:, :1], *(part[:, 1:-1] for part in states), states[-1][:, -1:]], dim=1)
-
-
-def _encoded(encoder: Any, ids: Tensor, clip_skip: int) -> Tensor:
-    """Return the states [n, 77, width] fp32 of token numbers [n, 77]."""
-    found = encoder(ids.to(encoder.device), output_hidden_states=clip_skip > 1)
-    if clip_skip == 1:
-        return found.last_hidden_state.float()
-    # the last layer's own norm stays, as A1111, kohya and diffusers have it; transformers 5.6 dropped a level
-    norm = getattr(encoder, "text_model", encoder).final_layer_norm
-    return norm(found.hidden_states[-clip_skip]).float()
-
-
-def longer_than(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> list[str]:
-    """Return the captions that `text_states` would cut."""
-    ids = tokenizer(list(captions), add_special_tokens=False, verbose=False).input_ids if captions else []
-    return [caption for caption, found in zip(captions, ids, strict=True) if len(found) > max_tokens]

@@ -15,6 +15,7 @@ from ..generation.preservation import preservation_samples
 from ..memory import devices, planner
 from ..memory.memory_plan import DTYPES, MemoryPlan
 from ..models import base_model
+from ..models.text_states import longer_than
 from ..reporting.run_context import RunContext
 from . import resume
 from .denoiser import Denoiser
@@ -114,7 +115,7 @@ def _warn_of_long_captions(job: TrainingJob, context: RunContext) -> None:
     limit = job.config.max_token_length
     kinds = job.folders.unlabeled, job.folders.sensitive
     captions = sorted({sample.caption for kind in kinds for sample in kind if sample.caption})
-    if cut := base_model.longer_than(base_model.load_tokenizer(job.base), captions, limit):
+    if cut := longer_than(base_model.load_tokenizer(job.base), captions, limit):
         advice = f"; --max-token-length {limit + 75} reads more" if limit < 225 else ""
         many = f"{len(cut)} of {len(captions)} captions"
         context.warn(f"{many} have more than {limit} tokens, the rest is cut off: “{cut[0][:60]}…”{advice}")

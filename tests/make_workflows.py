@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-AUX_ID = "pu-unlearn/pu-unlearn"
 OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
 OURS |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns", "PUCheckpoint"}
 
@@ -123,16 +122,26 @@ SEEDS = {"seed"}  # the page adds a widget after these: what happens to the seed
 
 @dataclass(frozen=True)
 class Use:
-    """One node of a workflow. links: input name -> (id of the source, its output)."""
+    """One node of a workflow, `height` pixels high. links: input name -> (id of the source, its output)."""
 
     kind: str
-    place: tuple[int, int]
-    size: tuple[int, int]
+    height: int
     values: dict[str, Any] = field(default_factory=dict)
     links: dict[str, tuple[int, str]] = field(default_factory=dict)
     title: str = ""
 
 
+@dataclass(frozen=True)
+class Column:
+    """Nodes below each other, by their ids: no two nodes of a template can overlap."""
+
+    width: int
+    uses: dict[int, Use]
+
+
+GAP, TITLE = 60, 30  # between nodes, and the height of a node's title, which lies above its place
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+DOWNLOAD = f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{CHECKPOINT}"
 TRAIN = {
     "checkpoint": "[built-in digits demo]",
     "preset": "auto",
@@ -165,105 +174,253 @@ OPTIONS = {
     "batch_sensitive": 8,
     "optimizer": "adamw",
 }
-DEMO_NOTE = """## Digits: a first try, no checkpoint needed
+SD_TRAIN = {**TRAIN, "steps": 1000, "lr": 1e-4, "temperature": 2.0, "name": "pu-lora"}
+DATASET = {
+    "unlabeled": "unlabeled",
+    "sensitive": "sensitive",
+    "prompt": "a photo of a man",
+    "sensitive_prompt": "",
+    "resolution": 512,
+    "skip_bad_images": False,
+}
+COMPARE = {
+    "prompt": "a photo of a man",
+    "first_seed": 0,
+    "count": 4,
+    "width": 512,
+    "height": 512,
+    "steps": 20,
+    "cfg": 7.0,
+    "sampler": "euler",
+    "scheduler": "normal",
+    "negative_prompt": "",
+}
+MAKE_DATA = {
+    "checkpoint": "[built-in digits demo]",
+    "unlabeled_prompt": "a photo of a man",
+    "n_unlabeled": 200,
+    "contaminate_prompt": "a photo of a man wearing glasses",
+    "n_contaminate": 40,
+    "sensitive_prompt": "",
+    "n_sensitive": 20,
+    "negative_prompt": "",
+    "resolution": 512,
+    "steps": 25,
+    "guidance": 7.5,
+    "sampler": "ddim",
+    "seed": 0,
+    "folder": "glasses",
+}
+DEMO_NOTE = """## First try: digits
 
-Press **Run**. A miniature Stable Diffusion unlearns the odd digits from 400 unlabeled and 100 sensitive images,
-in about two minutes on a CPU. The node shows the two losses while it trains; the X of the queue cancels at any time.
+Nothing to choose. Press **Run**.
 
-*Before / after*: the same seeds, without and with the LoRA."""
+A small model that draws digits unlearns the odd ones (1, 3, 5, 7, 9), in about two minutes without a graphics card.
+It gets
+400 *unlabeled* pictures, where odd ones hide, and 100 *sensitive* examples: odd ones only.
+
+**PU Unlearn** shows the newest pictures while it trains. **Before / after** has the same seeds without and with the
+LoRA: the
+odd digits are gone. To stop, cancel the job in the queue."""
 SD_NOTE = """## Unlearn with your own checkpoint
 
-1. Put images into two subfolders of `ComfyUI/input`: what you train on anyway (*unlabeled*), and some twenty
-   examples of what must not come out (*sensitive*). Press R.
-2. Choose the checkpoint twice (loader and PU Unlearn), the folders and the prompt.
-3. **Run**. PU Plan says beforehand whether it fits your card. The LoRA is listed by LoraLoader after R."""
+1. Make two folders in `ComfyUI/input`: *unlabeled*, with the pictures that you train on anyway (a hundred or more),
+   and
+   *sensitive*, with about twenty examples of what must not come out. Press **R**.
+2. **PU Checkpoint**: choose a Stable Diffusion 1.x model. The other nodes follow it.
+3. **PU Dataset**: choose both folders, and write what the pictures show as *prompt*.
+4. Press **Run**. *Will it fit?* comes first, the training takes minutes to hours.
 
-WORKFLOWS: dict[str, dict[int, Use]] = {
-    "digits-demo-without-checkpoint": {
-        1: Use("MarkdownNote", (0, 0), (420, 220), {"text": DEMO_NOTE}, title="Read me"),
-        2: Use("PUOptions", (0, 270), (320, 330), OPTIONS),
-        3: Use("PUUnlearn", (470, 0), (420, 900), {**TRAIN, "retrain": False}, {"options": (2, "options")}),
-        4: Use("PreviewImage", (940, 0), (480, 330), links={"images": (3, "curve")}, title="Loss"),
-        5: Use("PreviewImage", (940, 390), (620, 380), links={"images": (3, "before_after")}, title="Before / after"),
-        6: Use("PreviewAny", (940, 830), (620, 160), links={"source": (3, "report")}, title="Report"),
-    },
-    "unlearn-with-sd15-checkpoint": {
-        1: Use("MarkdownNote", (0, 0), (420, 270), {"text": SD_NOTE}, title="Read me"),
-        2: Use("CheckpointLoaderSimple", (0, 320), (420, 100), {"ckpt_name": "v1-5-pruned-emaonly.safetensors"}),
-        3: Use(
-            "PUDataset",
-            (0, 480),
-            (420, 260),
+The LoRA is in `output/loras`; press R, then Load LoRA lists it. Too weak? Raise *temperature*. Broken pictures?
+Lower it."""
+AUDIT_NOTE = """## What hides in my folder?
+
+1. Make two folders in `ComfyUI/input`: *unlabeled*, the folder to look through, and *sensitive*, with about twenty
+   examples
+   of what you look for. Press **R**.
+2. Choose the checkpoint and both folders, and press **Run**.
+
+**Most likely sensitive** shows the suspects first, **Report** says how many there are, and where the whole list is.
+Nothing is
+deleted or changed."""
+MAKE_NOTE = """## Make training pictures
+
+Only an idea, no pictures? The checkpoint makes both folders itself.
+
+1. **PU Checkpoint**: choose a Stable Diffusion 1.x model.
+2. **PU Make Data**: the first prompt is what you want to keep (*a photo of a man*), the second what you want to
+   lose (*a photo
+   of a man wearing glasses*). A *sensitive prompt* is needed only if the examples shall show something else.
+3. Press **Run**. The pictures are saved in `ComfyUI/input`, in the folder named at the bottom.
+
+Then connect *dataset* to **PU Unlearn**, or open the template for your own checkpoint."""
+STRENGTHS_NOTE = """## How strong should the LoRA be?
+
+1. Choose the checkpoint, and a trained LoRA in all three **PU Apply LoRA** nodes (press **R** if it is not listed).
+2. Write a prompt into the three **PU Compare** nodes and press **Run**.
+
+Each picture shows the same seeds without and with the LoRA, at strength 0.5, 1 and 1.5. Take the smallest that does
+what you
+want: write it into Load LoRA, or `<lora:name:0.5>` in A1111."""
+
+
+def _strength(number: int, strength: float) -> Column:
+    """Return a column that shows the LoRA at one strength: nodes number, number + 1 and number + 2."""
+    apply = Use(
+        "PUApplyLoRA",
+        190,
+        {"lora_name": "pu-lora.safetensors", "strength": strength},
+        {"model": (2, "model"), "clip": (2, "clip")},
+        f"Strength {strength:g}",
+    )
+    links = {"before": (2, "model"), "after": (number, "model"), "clip": (2, "clip"), "vae": (2, "vae")}
+    compare = Use("PUCompare", 640, {**COMPARE, "count": 2}, links)
+    shown = Use("PreviewImage", 460, links={"images": (number + 1, "grid")}, title=f"Before / after at {strength:g}")
+    return Column(440, {number: apply, number + 1: compare, number + 2: shown})
+
+
+LAYOUTS: dict[str, list[Column]] = {
+    "digits-demo-without-checkpoint": [
+        Column(
+            440,
             {
-                "unlabeled": "unlabeled",
-                "sensitive": "sensitive",
-                "prompt": "a photo of a man",
-                "sensitive_prompt": "",
-                "resolution": 512,
-                "skip_bad_images": False,
+                1: Use("MarkdownNote", 300, {"text": DEMO_NOTE}, title="Read me"),
+                2: Use("PUOptions", 470, OPTIONS),
             },
         ),
-        4: Use("PreviewImage", (0, 800), (420, 330), links={"images": (3, "sheet")}, title="What will be trained on"),
-        5: Use(
-            "PUPlan",
-            (470, 0),
-            (400, 340),
+        Column(480, {3: Use("PUUnlearn", 1180, {**TRAIN, "retrain": False}, {"options": (2, "options")})}),
+        Column(
+            620,
             {
-                **TRAIN,
-                "checkpoint": "v1-5-pruned-emaonly.safetensors",
-                "steps": 1000,
-                "lr": 1e-4,
-                "temperature": 2.0,
-                "name": "pu-lora",
+                5: Use("PreviewImage", 480, links={"images": (3, "before_after")}, title="Before / after"),
+                4: Use("PreviewImage", 420, links={"images": (3, "curve")}, title="Loss"),
+                6: Use("PreviewAny", 220, links={"source": (3, "report")}, title="Report"),
             },
-            {"dataset": (3, "dataset")},
         ),
-        6: Use("PreviewImage", (470, 400), (400, 280), links={"images": (5, "table")}, title="Will it fit?"),
-        7: Use(
-            "PUUnlearn",
-            (920, 0),
-            (420, 900),
+    ],
+    "unlearn-with-sd15-checkpoint": [
+        Column(
+            440,
             {
-                **TRAIN,
-                "checkpoint": "v1-5-pruned-emaonly.safetensors",
-                "steps": 1000,
-                "lr": 1e-4,
-                "temperature": 2.0,
-                "name": "pu-lora",
-                "retrain": False,
+                1: Use("MarkdownNote", 360, {"text": SD_NOTE}, title="Read me"),
+                2: Use("PUCheckpoint", 170, {"checkpoint": CHECKPOINT}),
+                3: Use("PUDataset", 380, DATASET),
+                4: Use("PreviewImage", 360, links={"images": (3, "sheet")}, title="What will be trained on"),
             },
-            {"dataset": (3, "dataset"), "plan": (5, "plan")},
         ),
-        8: Use(
-            "PUApplyLoRA",
-            (1390, 0),
-            (360, 140),
-            {"lora_name": "[from input]", "strength": 1.0},
-            {"model": (2, "MODEL"), "clip": (2, "CLIP"), "lora": (7, "lora")},
-        ),
-        9: Use(
-            "PUCompare",
-            (1390, 200),
-            (360, 380),
+        Column(
+            440,
             {
-                "prompt": "a photo of a man",
-                "first_seed": 0,
-                "count": 4,
-                "width": 512,
-                "height": 512,
-                "steps": 20,
-                "cfg": 7.0,
-                "sampler": "euler",
-                "scheduler": "normal",
-                "negative_prompt": "",
+                5: Use("PUPlan", 480, SD_TRAIN, {"dataset": (3, "dataset"), "checkpoint_link": (2, "checkpoint_link")}),
+                6: Use("PreviewImage", 380, links={"images": (5, "table")}, title="Will it fit?"),
+                11: Use("PreviewImage", 360, links={"images": (7, "curve")}, title="Loss"),
             },
-            {"before": (2, "MODEL"), "after": (8, "model"), "clip": (2, "CLIP"), "vae": (2, "VAE")},
         ),
-        10: Use("PreviewImage", (1800, 0), (620, 900), links={"images": (9, "grid")}, title="Before / after"),
-        11: Use("PreviewImage", (1390, 640), (360, 260), links={"images": (7, "curve")}, title="Loss"),
-        12: Use("PreviewAny", (920, 960), (830, 170), links={"source": (7, "report")}, title="Report"),
-    },
+        Column(
+            480,
+            {
+                7: Use(
+                    "PUUnlearn",
+                    1240,
+                    {**SD_TRAIN, "retrain": False},
+                    {"dataset": (3, "dataset"), "checkpoint_link": (2, "checkpoint_link"), "plan": (5, "plan")},
+                )
+            },
+        ),
+        Column(
+            440,
+            {
+                8: Use(
+                    "PUApplyLoRA",
+                    190,
+                    {"lora_name": "[from input]", "strength": 1.0},
+                    {"model": (2, "model"), "clip": (2, "clip"), "lora": (7, "lora")},
+                ),
+                9: Use(
+                    "PUCompare",
+                    640,
+                    COMPARE,
+                    {"before": (2, "model"), "after": (8, "model"), "clip": (2, "clip"), "vae": (2, "vae")},
+                ),
+                12: Use("PreviewAny", 260, links={"source": (7, "report")}, title="Report"),
+            },
+        ),
+        Column(620, {10: Use("PreviewImage", 1240, links={"images": (9, "grid")}, title="Before / after")}),
+    ],
+    "audit-a-folder": [
+        Column(
+            440,
+            {
+                1: Use("MarkdownNote", 300, {"text": AUDIT_NOTE}, title="Read me"),
+                2: Use("PUCheckpoint", 170, {"checkpoint": CHECKPOINT}),
+                3: Use("PUDataset", 380, DATASET),
+            },
+        ),
+        Column(
+            440,
+            {
+                4: Use(
+                    "PUAudit",
+                    200,
+                    {"checkpoint": "[built-in digits demo]", "top": 16},
+                    {"dataset": (3, "dataset"), "checkpoint_link": (2, "checkpoint_link")},
+                ),
+                5: Use("PreviewImage", 360, links={"images": (3, "sheet")}, title="Both folders"),
+                6: Use("PreviewAny", 200, links={"source": (4, "report")}, title="Report"),
+            },
+        ),
+        Column(640, {7: Use("PreviewImage", 880, links={"images": (4, "sheet")}, title="Most likely sensitive")}),
+    ],
+    "make-training-data": [
+        Column(
+            440,
+            {
+                1: Use("MarkdownNote", 380, {"text": MAKE_NOTE}, title="Read me"),
+                2: Use("PUCheckpoint", 170, {"checkpoint": CHECKPOINT}),
+            },
+        ),
+        Column(480, {3: Use("PUMakeData", 660, MAKE_DATA, {"checkpoint_link": (2, "checkpoint_link")})}),
+        Column(
+            640,
+            {
+                4: Use("PreviewImage", 440, links={"images": (3, "sheet")}, title="What was made"),
+                5: Use("PreviewAny", 220, links={"source": (3, "report")}, title="Report"),
+            },
+        ),
+    ],
+    "compare-strengths": [
+        Column(
+            440,
+            {
+                1: Use("MarkdownNote", 300, {"text": STRENGTHS_NOTE}, title="Read me"),
+                2: Use("PUCheckpoint", 170, {"checkpoint": CHECKPOINT}),
+            },
+        ),
+        *(_strength(3 + 3 * i, strength) for i, strength in enumerate((0.5, 1.0, 1.5))),
+    ],
 }
+WORKFLOWS = {
+    name: {i: use for column in columns for i, use in column.uses.items()} for name, columns in LAYOUTS.items()
+}
+
+
+def _boxes(columns: list[Column]) -> dict[int, tuple[list[int], list[int]]]:
+    """Return place and size of each node by its id."""
+    found, x = {}, 0
+    for column in columns:
+        y = 0
+        for number, use in column.uses.items():
+            found[number] = ([x, y], [column.width, use.height])
+            y += use.height + TITLE + GAP
+        x += column.width + GAP
+    return found
+
+
+def _models(use: Use) -> dict[str, Any]:
+    """Return what the page asks for if a checkpoint is missing: it then offers to download it."""
+    if use.values.get("checkpoint") != CHECKPOINT:
+        return {}
+    return {"models": [{"name": CHECKPOINT, "url": DOWNLOAD, "directory": "checkpoints"}]}
 
 
 def api_form(uses: dict[int, Use]) -> dict[str, Any]:
@@ -283,8 +440,10 @@ def _slot(kind: str, output: str) -> int:
     return [name for name, _ in NODES[kind][2]].index(output)
 
 
-def ui_form(uses: dict[int, Use]) -> dict[str, Any]:
+def ui_form(columns: list[Column]) -> dict[str, Any]:
     """What the page saves and opens."""
+    uses = {number: use for column in columns for number, use in column.uses.items()}
+    boxes = _boxes(columns)
     links, nodes = [], []
     for number, use in uses.items():
         for slot, (name, kind) in enumerate(NODES[use.kind][1]):
@@ -300,8 +459,8 @@ def ui_form(uses: dict[int, Use]) -> dict[str, Any]:
             {
                 "id": number,
                 "type": use.kind,
-                "pos": list(use.place),
-                "size": list(use.size),
+                "pos": boxes[number][0],
+                "size": boxes[number][1],
                 "flags": {},
                 "order": order,
                 "mode": 0,
@@ -313,7 +472,7 @@ def ui_form(uses: dict[int, Use]) -> dict[str, Any]:
                     {"name": name, "type": kind, "links": _links_from(links, number, slot) or None}
                     for slot, (name, kind) in enumerate(outputs)
                 ],
-                "properties": {"Node name for S&R": use.kind, **({"aux_id": AUX_ID} if use.kind in OURS else {})},
+                "properties": {"Node name for S&R": use.kind, **_models(use)},
                 "widgets_values": values,
                 **({"title": use.title} if use.title else {}),
             }
@@ -345,7 +504,7 @@ def files() -> dict[Path, str]:
     found = {}
     for name, uses in WORKFLOWS.items():
         ui, api = ROOT / "workflows", ROOT / "tests" / "workflows"
-        found[ui / f"{name}.json"] = json.dumps(ui_form(uses), indent=1, ensure_ascii=False) + "\n"
+        found[ui / f"{name}.json"] = json.dumps(ui_form(LAYOUTS[name]), indent=1, ensure_ascii=False) + "\n"
         found[api / f"{name}.json"] = json.dumps(api_form(uses), indent=1, ensure_ascii=False) + "\n"
     return found
 

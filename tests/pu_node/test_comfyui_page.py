@@ -5,6 +5,7 @@ PU_SCREENSHOTS=FOLDER keeps the pictures, PU_STEPS=600 trains to the end: those 
 cropped.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -29,7 +30,14 @@ LISTEN = """() => {
         app.api.addEventListener(kind, (e) => window.seen.ended = [kind, e.detail.exception_message]);
 }"""
 MISSING = """() => app.graph.nodes
-    .filter((n) => n.has_errors || !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"""
+    .filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"""
+# left, top, right, bottom of each node: on the canvas, and with the renderer whose nodes are part of the document
+BOXES = {
+    "canvas": """() => app.graph.nodes
+        .map((n) => [n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1]])""",
+    "vue": """() => [...document.querySelectorAll("[data-node-id]")].map((e) => e.getBoundingClientRect())
+        .map((r) => [r.left, r.top, r.right, r.bottom])""",
+}
 FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
 QUIET = """() => {
     app.extensionManager.setting.set("Comfy.Minimap.Visible", false);
@@ -93,12 +101,30 @@ def test_a_template_opens_whole_and_comes_back_unchanged(page, shoot, stem):
     if stem == TEMPLATES[0]:
         shoot("templates")
     card.click()
-    page.wait_for_function("() => app.graph.nodes.some((n) => n.type === 'PUUnlearn')", timeout=20000)
-    assert page.evaluate(MISSING) == []
     saved = json.loads((ROOT / "workflows" / f"{stem}.json").read_text())
+    page.wait_for_function(f"() => app.graph.nodes.length === {len(saved['nodes'])}", timeout=20000)
+    assert page.evaluate(MISSING) == []
     assert essence(page.evaluate("() => app.graph.serialize()")) == essence(saved)
     page.evaluate(FIT)
     shoot(stem)
+
+
+@pytest.mark.parametrize("renderer", BOXES)
+@pytest.mark.parametrize("stem", TEMPLATES)
+def test_no_two_nodes_of_a_template_overlap(page, shoot, stem, renderer):
+    page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", renderer == "vue")
+    saved = json.loads((ROOT / "workflows" / f"{stem}.json").read_text())
+    page.evaluate("(saved) => app.loadGraphData(saved)", saved)
+    page.wait_for_timeout(1000)
+    page.evaluate(FIT)
+    shoot(f"{stem}-{renderer}")
+    boxes = page.evaluate(BOXES[renderer])
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    if renderer == "vue" and not boxes:
+        pytest.skip("this ComfyUI has no such renderer")
+    assert len(boxes) == len(saved["nodes"])
+    for (i, a), (j, b) in itertools.combinations(enumerate(boxes), 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (i, j)
 
 
 def run(page, stem, shoot, **widgets):

@@ -32,6 +32,13 @@ LABELS = {  # of settings whose name does not say enough, or shows an underscore
     "batch_unlabeled": "unlabeled images a step",
     "batch_sensitive": "sensitive images a step",
     "skip_bad_images": "skip bad images",
+    "caption_prefix": "text before each caption",
+    "caption_suffix": "text after each caption",
+    "shuffle_caption": "shuffle tags",
+    "keep_tokens": "tags that stay in front",
+    "max_token_length": "tokens of a caption",
+    "noise_offset": "noise offset",
+    "lr_scheduler": "learning rate schedule",
 }
 STEPS = {"lr": 1e-6, "prior": 1e-3}  # of number widgets; others go by hundredths
 SEARCHED_AS = ["unlearn", "erase", "forget", "never", "remove concept", "censor", "safety", "LoRA training"]

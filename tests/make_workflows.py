@@ -45,6 +45,7 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
             "keep_prompts",
             "batch_unlabeled",
             "batch_sensitive",
+            "lr_scheduler",
             "optimizer",
         ],
         [],
@@ -172,6 +173,7 @@ OPTIONS = {
     "keep_prompts": "",
     "batch_unlabeled": 16,
     "batch_sensitive": 8,
+    "lr_scheduler": "cosine",
     "optimizer": "adamw",
 }
 SD_TRAIN = {**TRAIN, "steps": 1000, "lr": 1e-4, "temperature": 2.0, "name": "pu-lora"}

@@ -178,8 +178,8 @@ CASES = {
     "data": Case("both", weights, {"unlabeled": None, "sensitive": None, "data": "other"}),
     "prompt": Case("the digit four", weights),
     "sensitive_prompt": Case("the digit three", weights),
-    "resolution": Case(128, weights, {"unlabeled": "wide", "sensitive": "wide"}),
-    "bucket": Case(False, weights, {"resolution": 128, "unlabeled": "wide", "sensitive": "wide"}),
+    "resolution": Case(128, weights, {"unlabeled": "wide", "sensitive": "wider"}),
+    "bucket": Case(False, weights, {"resolution": 128, "unlabeled": "wide", "sensitive": "wider"}),
     "flip": Case(True, weights),
     "crops": Case(4, weights),
     "caption_dropout": Case(0.9, weights),
@@ -254,10 +254,17 @@ def piles(digit_folders, tmp_path_factory):
         for i in range(4):
             pixels = rng.integers(0, 256, (64, 64)) if name == "noise" else np.full((64, 64), 20 * i)
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
-    (root / "wide").mkdir()
-    for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (64, 160), dtype=np.uint8)).save(root / "wide" / f"{i}.png")
-    found = {**digit_folders, "wide": root / "wide", "flat": root / "flat", "noise": root / "noise"}
+    for name in ("wide", "wider"):
+        (root / name).mkdir()
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 256, (64, 160), dtype=np.uint8)).save(root / name / f"{i}.png")
+    found = {
+        **digit_folders,
+        "wide": root / "wide",
+        "wider": root / "wider",
+        "flat": root / "flat",
+        "noise": root / "noise",
+    }
     for name, pair in (("other", ("unlabeled", "sensitive")), ("both", ("flat", "noise"))):
         for kind, source in zip(("unlabeled", "sensitive"), pair, strict=True):
             shutil.copytree(found[source], root / name / kind)

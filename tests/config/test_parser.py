@@ -176,7 +176,7 @@ def test_options_of_two_classes_are_told_apart():
             ["evaluate", "--n", "x", "--lora", "nowhere", "--stepz", "3", "--strengths", "1,much"],
             ["--n: must be a valid integer", "--lora: no file nowhere", "--stepz: no such option", "--strengths: must"],
         ),
-        (["sample", "--seeds", "a", "--out", "x.gif"], ["--seeds: must be like", "ends in .png", "--prompt: say"]),
+        (["sample", "--seeds", "a", "--out", "x.gif"], ["--seeds: must be like", "must end in .png", "--prompt: say"]),
         (["bench", "--settings", "plain,fastest", "--device", "gpu"], ["no 'fastest'; there are plain", "--device:"]),
         (["reproduce", "mnist-even", "--seeds", "a", "--objectives", "pn"], ["must be like 0,1,2", "must be of unsu"]),
         (["reproduce"], ["the following arguments are required: name"]),

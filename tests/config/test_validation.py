@@ -161,7 +161,7 @@ CASES = {
     "fp16 on the CPU": ([*GOOD, "--precision", "fp16", "--device", "cpu"], "the CPU trains in fp32 or bf16 only"),
     "sample: no LoRA": (["sample", "--prompt", "x", "--lora", "@none"], "--lora: no file"),
     "sample: seeds": (["sample", "--prompt", "x", "--seeds", "a"], "must be like 0-15 or 3,5,8"),
-    "sample: no PNG": (["sample", "--prompt", "x", "--out", "@x.gif"], "must be a file name that ends in .png"),
+    "sample: no PNG": (["sample", "--prompt", "x", "--out", "@x.gif"], "must end in .png"),
     "sample: base": (["sample", "--prompt", "x", "--base", "@sdxl.safetensors"], "is SDXL"),
     "sample: mistyped file": (
         ["sample", "--prompt", "x", "--base", "models/v1.safetensors"],

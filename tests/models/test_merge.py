@@ -103,7 +103,7 @@ def test_going_on_from_a_lora(trained, tmp_path):
     name = r"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k\.lora_down\.weight"
     with pytest.raises(UserError, match=rf"{name} is \(2, 128\) there, \(2, 64\) in this model"):
         lora_file.from_kohya(tmp_path / "wide.safetensors", LoraNetwork(fresh).pairs(), rank=RANK, scale=1.0)
-    with pytest.raises(UserError, match="has no lora_unet_other_down"):
+    with pytest.raises(UserError, match="has nothing for this model's modules"):
         lora_file.from_kohya(path, {"other.down": ()}, rank=RANK, scale=1.0)
     with pytest.raises(UserError, match="cannot be read"):
         lora_file.from_kohya(base.path.parent, modules, rank=RANK, scale=1.0)

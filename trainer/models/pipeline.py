@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from ..common.third_party import quiet
-from . import lora_file
 from .base_model import Base, load_text_encoder, load_unet, load_vae, scheduler_config
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def add_lora(pipe: Any, path: Path, strength: float) -> None:
 
     Raises: UserError if it does not fit the model, wholly or in part.
     """
+    from . import lora_file  # imports torch
+
     tensors = lora_file.read(path)
     _check_fit(pipe, path, tensors)
     try:
@@ -88,10 +89,12 @@ def lora_names(pipe: Any) -> list[str]:
 
 def _check_fit(pipe: Any, path: Path, tensors: dict[str, Any]) -> None:
     """Raise UserError if a LoRA's layer does not fit the U-Net's layer of that name."""
-    layers = {lora_file.kohya_name(name): layer for name, layer in pipe.unet.named_modules()}
+    from .lora_file import UNET_PREFIX, kohya_name
+
+    layers = {kohya_name(name): layer for name, layer in pipe.unet.named_modules()}
     for key, value in tensors.items():
         name, _, side = key.partition(".")
-        if not name.startswith(lora_file.UNET_PREFIX) or side not in ("lora_down.weight", "lora_up.weight"):
+        if not name.startswith(UNET_PREFIX) or side not in ("lora_down.weight", "lora_up.weight"):
             continue
         weight = getattr(layers.get(name), "weight", None)
         if weight is None:

@@ -1,6 +1,7 @@
 """Links, commands and names in the pages: links lead somewhere, commands are accepted by the real parsers."""
 
 import fnmatch
+import importlib
 import json
 import re
 import shlex
@@ -34,6 +35,8 @@ WORK = (
     "trainer.evaluation.sweep.run_trainer",
     "trainer.experiments.digits.before",
     "trainer.experiments.digits.table",
+    "trainer.experiments.prior_simulation.load",
+    "trainer.experiments.prior_simulation.run",
     "trainer.experiments.reproduce.run",
     "trainer.experiments.run_commands.run_all",
     "trainer.memory.devices.choose_device",
@@ -199,12 +202,10 @@ def check_python(rest, accepts, monkeypatch):
     module, *words = rest[1:]
     if module == "trainer":
         accepts(words)
-    elif module == "trainer.experiments.digits":
-        from trainer.experiments import digits
-
+    elif module in ("trainer.experiments.digits", "trainer.experiments.prior_simulation"):
         monkeypatch.setattr("sys.argv", [module, *words])
         with pytest.raises(Accepted):
-            digits.main()
+            importlib.import_module(module).main()
     elif module == "pytest":
         check_pytest(words)
     else:

@@ -240,9 +240,10 @@ def events(words: Sequence[str], settings: Mapping[str, Any]) -> Iterator[launch
 
     Raises: TrainerError with the names of widgets in place of the trainer's options.
     """
-    how = {"saves_alone": True, "grace_s": launch.SAVING_GRACE_S} if not words else {}
+    trains = not words
+    grace_s = launch.SAVING_GRACE_S if trains else launch.GRACE_S
     try:
-        yield from launch.follow(launch.command(words, settings), check, **how)
+        yield from launch.follow(launch.command(words, settings), check, grace_s=grace_s, saves_alone=trains)
     except launch.TrainerError as error:
         raise launch.TrainerError(widgets.in_node_words(str(error)), error.kind) from None
 

@@ -84,15 +84,15 @@ class PUCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint) -> bool | str:
+    def validate_inputs(cls, checkpoint: str | None) -> bool | str:
         return checkpoint_refusal(checkpoint, UNLINKED)
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint) -> str:
+    def fingerprint_inputs(cls, checkpoint: str | None) -> str:
         return checkpoint_stamp(checkpoint)
 
     @classmethod
-    def execute(cls, checkpoint) -> io.NodeOutput:
+    def execute(cls, checkpoint: str) -> io.NodeOutput:
         import nodes
 
         from . import comfy_host
@@ -166,14 +166,14 @@ class PUDataset(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, unlabeled, sensitive) -> bool | str:
+    def validate_inputs(cls, unlabeled: str | None, sensitive: str | None) -> bool | str:
         # ComfyUI 0.3 holds no combo of a V3 node against its options
         from . import comfy_host
 
         return comfy_host.refusal(lambda: _folders_of(unlabeled, sensitive))
 
     @classmethod
-    def fingerprint_inputs(cls, unlabeled, sensitive, **_) -> str | float:
+    def fingerprint_inputs(cls, unlabeled: str | None, sensitive: str | None, **_: Any) -> str | float:
         from . import comfy_host
 
         if None in (unlabeled, sensitive):
@@ -184,7 +184,15 @@ class PUDataset(io.ComfyNode):
             return ""  # told by validate_inputs
 
     @classmethod
-    def execute(cls, unlabeled, sensitive, prompt, sensitive_prompt, resolution, skip_bad_images) -> io.NodeOutput:
+    def execute(
+        cls,
+        unlabeled: str,
+        sensitive: str,
+        prompt: str,
+        sensitive_prompt: str,
+        resolution: int,
+        skip_bad_images: bool,
+    ) -> io.NodeOutput:
         from . import comfy_host
 
         folders = _folders_of(unlabeled, sensitive)

@@ -23,8 +23,8 @@ def test_pre_commit_runs_the_ruff_of_the_test_extra():
 def test_what_ci_runs_is_installed_by_the_test_extra():
     """Each program and each plugin that the script calls."""
     names = {re.split(r"[<=>]", line)[0] for line in EXTRA}
-    called = set(re.findall(r"^(?:python -m )?(ruff|pytest)\b", text(".ci/run"), re.MULTILINE))
-    assert called == {"ruff", "pytest"}
+    called = set(re.findall(r"^(?:python -m )?(ruff|mypy|pytest)\b", text(".ci/run"), re.MULTILINE))
+    assert called == {"ruff", "mypy", "pytest"}
     assert called | {"pytest-cov", "pytest-xdist"} <= names
     assert ".ci/run" in re.findall(r"- run: (.+)", text(".github/workflows/ci.yml"))
     assert "contents: read" in text(".github/workflows/ci.yml")

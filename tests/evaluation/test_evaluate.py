@@ -95,7 +95,7 @@ def test_the_number_of_pictures_needed_finds_the_difference():
 def test_corrected_rates_undo_the_judges_errors():
     judge = Judge("", None, Accuracy(90, 100, 80, 100))
     for share in (0.0, 0.3, 1.0):
-        assert findings.corrected(share * 0.9 + (1 - share) * 0.2, judge) == pytest.approx(share)
+        assert findings.corrected(share * 0.9 + (1 - share) * 0.2, judge.accuracy) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(

@@ -265,12 +265,9 @@ def folders_of(config: TrainConfig) -> dict[str, Path | None]:
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Return the settings with paths that mean the same from every working directory, as a run saves them."""
-    values = {name: value for name, value in config if isinstance(value, Path)}
+    absolute: dict[str, Any] = {name: value.absolute() for name, value in config if isinstance(value, Path)}
     if config.base and config.base != BUILTIN and Path(config.base).exists():
-        values["base"] = Path(config.base)
-    absolute = {name: path.absolute() for name, path in values.items()}
-    if "base" in absolute:
-        absolute["base"] = str(absolute["base"])
+        absolute["base"] = str(Path(config.base).absolute())
     return config.model_copy(update=absolute)
 
 

@@ -76,8 +76,8 @@ def _decode(data: bytes) -> tuple[str, str | None]:
     for bom, encoding in _BOMS.items():
         if data.startswith(bom):
             return data.decode(encoding), None if encoding == "utf-8" else encoding.upper()
-    if encoding := _utf16_without_bom(data):
-        return data.decode(encoding), "UTF-16"
+    if utf16 := _utf16_without_bom(data):
+        return data.decode(utf16), "UTF-16"
     return data.decode("utf-8"), None
 
 

@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, features
 
 # Read by content, whatever the name says. Not EPS, for which Pillow starts another program, nor PDF or video.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "HEIF", "JXL", "JPEG2000", "PPM", "TGA")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 SUFFIXES += (".jp2", ".ppm", ".pgm", ".tga")
 FURTHER = {  # suffix -> what reads it where it is installed
     ".avif": "pip install --upgrade pillow",
@@ -195,7 +196,7 @@ def _transform(profile: bytes | None) -> tuple[ImageCms.ImageCmsTransform, str]:
         mode,
         "RGB",
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,  # with the black point, as image editors do
-        flags=BLACK_POINT_COMPENSATION,
+        flags=cast("ImageCms.Flags", BLACK_POINT_COMPENSATION),  # any number is taken
     )
     return made, mode
 

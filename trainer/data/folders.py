@@ -21,6 +21,12 @@ class Sample:
     caption: str | None  # of the image itself: a file beside it, or what applies to its folder; None: none of its own
     repeats: int = 1  # how often it is shown beside others of its folder
 
+    @property
+    def own_caption(self) -> str:
+        """The caption of a sample that has one, as all unlabeled ones have: see scan."""
+        assert self.caption is not None, f"{self.path}: no caption"
+        return self.caption
+
 
 @dataclass(frozen=True)
 class Folders:

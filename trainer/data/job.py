@@ -22,4 +22,4 @@ class TrainingJob:
         config = self.config
         if config.prompt:
             return with_affixes(config.prompt, config.caption_prefix, config.caption_suffix)
-        return self.folders.unlabeled[0].caption
+        return self.folders.unlabeled[0].own_caption

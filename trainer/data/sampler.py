@@ -20,7 +20,7 @@ class TrainingSample:
 
     position: int  # in the step's batch: with seed and step it decides noise and timestep
     sample: Sample
-    caption: str | None
+    caption: str
     view: View = PLAIN
 
 
@@ -53,7 +53,7 @@ class Batches:
     def _unlabeled_draw(self, step: int, i: int) -> TrainingSample:
         sample = _pick(self._unlabeled_pool, self.seed, 0, step * self.n_unlabeled + i)
         chance = rng(self.seed, CAPTION, step, i).random()
-        caption = "" if chance < self.caption_dropout else self._in_some_order(sample.caption, step, i)
+        caption = "" if chance < self.caption_dropout else self._in_some_order(sample.own_caption, step, i)
         if i < self._n_own(self.n_unlabeled):
             caption = self._own(step, i % self._n_own(self.n_sensitive))[1]
         return TrainingSample(i, sample, caption, self._view(step, i))
@@ -72,7 +72,7 @@ class Batches:
     def _own(self, step: int, i: int) -> tuple[Sample, str]:
         """Return a sensitive image with a caption of its own, and that caption in this step's order."""
         sample = _pick(self._own_pool, self.seed, 2, step * self._n_own(self.n_sensitive) + i)
-        return sample, self._in_some_order(sample.caption, step, self.n_unlabeled + i)
+        return sample, self._in_some_order(sample.own_caption, step, self.n_unlabeled + i)
 
     def _in_some_order(self, caption: str, step: int, position: int) -> str:
         if not self.shuffle:

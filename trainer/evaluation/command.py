@@ -102,6 +102,7 @@ def _judge(options: Options, look: Look) -> Any:
     if options.judge:
         return judges.from_model(options.judge, options.sensitive_labels, options.labeled)
     if options.clip:
+        assert options.normal_text and options.sensitive_text, "read_options asks for both"
         return judges.from_clip(options.clip, options.normal_text, options.sensitive_text, options.labeled)
     if options.labeled:
         return judges.from_labeled(options.labeled, look[0], seed=0)
@@ -130,9 +131,14 @@ def _features(options: Options, base: Base, progress: Progress) -> Look:
         key = tuple(paths)
         if key not in known:
             if options.encoder:
-                more = {"device": devices.choose_device(options.device), "progress": progress}
-                shape = {"resolution": options.resolution, "bucket": False}
-                known[key] = features.encoder_features(paths, options.encoder, **shape, **more)
+                known[key] = features.encoder_features(
+                    paths,
+                    options.encoder,
+                    resolution=options.resolution,
+                    bucket=False,
+                    device=devices.choose_device(options.device),
+                    progress=progress,
+                )
             else:
                 images = _images(options, base, paths, progress)
                 known[key] = features.unet_features(images)

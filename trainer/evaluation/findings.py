@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..metrics.judges import Judge
+from ..metrics.judges import Accuracy, Judge
 from ..metrics.statistics import paired, wilson
 from ..reporting import verdict
 
@@ -50,17 +50,17 @@ def rates(before: np.ndarray | None, after: np.ndarray | None, judge: Judge | No
     }
     if judge and judge.accuracy:
         for side in (found["before"], found["after"]):
-            side["corrected"] = corrected(side["rate"], judge)
+            side["corrected"] = corrected(side["rate"], judge.accuracy)
     return found
 
 
-def corrected(rate: float, judge: Judge) -> float:
+def corrected(rate: float, accuracy: Accuracy) -> float:
     """Correct a share for the judge's errors, if it errs as it does on labeled images.
 
     Source: Rogan and Gladen 1978.
     """
-    right = judge.accuracy.normal_right / judge.accuracy.normal
-    wrong = 1 - judge.accuracy.sensitive_right / judge.accuracy.sensitive
+    right = accuracy.normal_right / accuracy.normal
+    wrong = 1 - accuracy.sensitive_right / accuracy.sensitive
     return float(np.clip((rate - wrong) / (right - wrong), 0, 1))
 
 

@@ -57,6 +57,7 @@ def make_pictures(options: Options, base: Base, unlearned: Base | None, progress
         p: (other[p], make(f"paraphrase-{i}-after", p, few, strength)) for i, p in enumerate(options.paraphrases)
     }
     if options.invert or options.relearn:
+        assert options.sensitive is not None, "read_options asks for --sensitive"
         attack = AttackSettings(options.sensitive, options.prompt, few, options.attack(), options.invert)
     for s in options.strengths:
         sets.strengths[s] = make(f"strength-{s:g}", options.prompt, few, s)

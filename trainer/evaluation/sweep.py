@@ -27,10 +27,10 @@ def sweep(text: str, rest: Sequence[str], judging: Sequence[str]) -> list[Path]:
     finished = set()
     for value in values.split(","):
         config = parse([*rest, f"{option}={value}"], CONFIG).config
-        run = f"{config.name}-{option[2:]}-{value}"
-        parse([*rest, f"{option}={value}", f"--name={run}"], CONFIG)
-        folder = config.output_dir / run
-        folders[folder] = [*rest, f"{option}={value}", f"--name={run}"]
+        run_name = f"{config.name}-{option[2:]}-{value}"
+        parse([*rest, f"{option}={value}", f"--name={run_name}"], CONFIG)
+        folder = config.output_dir / run_name
+        folders[folder] = [*rest, f"{option}={value}", f"--name={run_name}"]
         if (folder / "config.toml").exists() and (known := read_run(folder)).done:
             _refuse_another(known, config)
             finished.add(folder)

@@ -58,6 +58,7 @@ def invert(
             target = schedule.target(chosen, noise, t).to(device)
             loss = per_sample_error(guess, target).mean() / target[0].numel()
             (LOSS_SCALE * loss).backward()
+            assert word.grad is not None, "backward fills it"
             word.grad /= LOSS_SCALE
             optimizer.step()
             optimizer.zero_grad()

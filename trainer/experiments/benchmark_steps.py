@@ -87,7 +87,7 @@ class Work:
     device: torch.device
     bases: dict[torch.dtype, nn.Module] = field(default_factory=dict)
 
-    def model(self, dtype: torch.dtype) -> nn.Module:
+    def model(self, dtype: torch.dtype) -> Any:
         """Make a U-Net with its own LoRA. On the CPU frozen weights are shared: a copy costs a percent of time."""
         from diffusers import UNet2DConditionModel
 

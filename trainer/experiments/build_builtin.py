@@ -44,7 +44,9 @@ def data() -> None:
 
 def tokenizer() -> None:
     """Write CLIP's byte-pair vocabulary in the layout that transformers reads: 512 bytes, 48,894 merges, 2 specials."""
-    package = Path(importlib.util.find_spec("open_clip").origin).parent
+    found = importlib.util.find_spec("open_clip")
+    assert found and found.origin, "open_clip: pip install -e .[build]"
+    package = Path(found.origin).parent
     lines = gzip.decompress((package / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8").split("\n")
     merges = lines[1 : 49152 - 256 - 2 + 1]
     letters = _byte_letters()

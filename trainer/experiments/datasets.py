@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -18,11 +19,18 @@ from ..common.errors import UserError
 SPLIT_SEED = 0  # the same images in every run: objectives and seeds are compared on equal data
 
 
+class Images(Protocol):
+    """Images by number."""
+
+    def __getitem__(self, i: int, /) -> Any:
+        """Return one: [h, w] or [h, w, 3] uint8, or a PIL image."""
+
+
 @dataclass(frozen=True)
 class Labeled:
     """Images with their classes, read when asked for: CelebA holds 200,000."""
 
-    images: Sequence  # each [h, w] or [h, w, 3] uint8, or a PIL image
+    images: Images
     labels: np.ndarray  # [n]
 
     def image(self, i: int) -> Image.Image:
@@ -130,7 +138,7 @@ def _enough(name: str, kind: str, wanted: int, found: int) -> None:
         raise UserError(f"{name}: {wanted} {kind} images are wanted, it has {found}")
 
 
-def _write(data: Labeled, indices: Sequence[int], folder: Path, size_px: int, versions: int = 1) -> None:
+def _write(data: Labeled, indices: np.ndarray, folder: Path, size_px: int, versions: int = 1) -> None:
     """Write images as 00000.png, …, so that names tell nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     for place, (version, i) in enumerate(itertools.product(range(versions), indices)):
@@ -149,7 +157,7 @@ def _varied(image: Image.Image, version: int, number: int) -> Image.Image:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
     shift = middle - turn @ (middle + chance.uniform(-1, 1, 2) * np.array(image.size) / 16)
     rows = np.column_stack([turn, shift])
-    return image.transform(image.size, Image.Transform.AFFINE, rows.ravel(), Image.Resampling.BICUBIC)
+    return image.transform(image.size, Image.Transform.AFFINE, rows.ravel().tolist(), Image.Resampling.BICUBIC)
 
 
 def _square(image: Image.Image, size_px: int) -> Image.Image:

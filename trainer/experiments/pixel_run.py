@@ -38,7 +38,8 @@ def train(
 ) -> tuple[pixels.PixelUNet, int]:
     """Train on pixels with the LoRA trainer's loop. Returns: (the trained network, how often R changed its sign)."""
     prior = datasets.Counts(**settings["counts"]).prior
-    config = TrainConfig(objective=objective, prior=prior, seed=seed, caption_dropout=0, **settings["train"])
+    own = {"objective": objective, "prior": prior, "seed": seed, "caption_dropout": 0}
+    config = TrainConfig.model_validate({**settings["train"], **own})
     where = devices.choose_device(device)
     unet = pixels.build(settings["unet"], settings["fold"], seed=seed).to(where)
     network = train_whole(unet, is_from_scratch=isinstance(settings["unet"], dict))
@@ -88,6 +89,7 @@ def measure(
     images that nothing was trained on."""
     judge, look, name = _judge(settings, folders, device, progress)
     found: dict[str, Any] = {}
+    assert judge.accuracy is not None, "measured on folders['labeled']"
     if not judge.accuracy.is_chance:
         normal = judge.is_normal(paths)
         low, high = wilson(int(normal.sum()), len(normal))

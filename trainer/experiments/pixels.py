@@ -47,7 +47,7 @@ class PixelUNet(nn.Module):
     Args: fold: it works on fold x fold pixels at a time (space to depth), which is as good and faster on digits.
     """
 
-    def __init__(self, unet: nn.Module, fold: int = 1) -> None:
+    def __init__(self, unet: UNet2DModel, fold: int = 1) -> None:
         super().__init__()
         self.unet, self.fold = unet, fold
 

@@ -228,7 +228,7 @@ def main() -> None:
         run(options.out, options.only, options.draws)
     cells = load(options.out)
     by_kind = {kind: [c for c in cells if c.kind == kind] for kind in ("simulated", "digits")}
-    rows = {
+    rows: dict[str, list[tuple[Callable[[Cell], tuple], tuple[str, ...]]]] = {
         "simulated": [
             (lambda c: (c.auc, c.share), ("AUC", "share")),
             (lambda c: (f"{c.n_unlabeled}, {c.n_sensitive}",), ("unlabeled, sensitive",)),

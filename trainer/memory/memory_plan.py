@@ -108,7 +108,8 @@ def _plain_norms(unet: Any) -> None:
     """
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            module.forward = _without_autocast(module.forward)  # type: ignore[method-assign]  # on this module only
+            # on this module only
+            module.forward = _without_autocast(module.forward)  # type: ignore[method-assign, assignment]
 
 
 def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -62,7 +62,7 @@ def attach_lora(unet: Any, *, rank: int, alpha: float, seed: int) -> "LoraNetwor
         torch.manual_seed(seed)
         config = LoraConfig(
             r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides by the rank: a float is as good
+            lora_alpha=alpha,  # peft divides by the rank: a float is as good
             target_modules=lora_target_names(unet),
         )
         unet.add_adapter(config, adapter_name=ADAPTER)

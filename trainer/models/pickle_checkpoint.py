@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,8 @@ def _harmless() -> list[Any]:
     class ModelCheckpoint:
         pass
 
-    scalar = np.core.multiarray.scalar if np.lib.NumpyVersion(np.__version__) < "2.0.0" else np._core.multiarray.scalar
+    core = "numpy.core" if np.lib.NumpyVersion(np.__version__) < "2.0.0" else "numpy._core"
+    scalar = importlib.import_module(f"{core}.multiarray").scalar
     callbacks = [
         (ModelCheckpoint, f"{package}.callbacks.model_checkpoint.ModelCheckpoint")
         for package in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric")

@@ -70,9 +70,10 @@ def accumulate(
         _clear(parameters)
         run_sensitive(s)
     factor = weights.unlabeled_factor(s)
-    for parameter, part, other in zip(parameters, waiting, _take(parameters), strict=True):
-        parameter.grad = other.add_(part, alpha=factor)
-    ranks.sum([parameter.grad for parameter in parameters])
+    gradients = [other.add_(part, alpha=factor) for part, other in zip(waiting, _take(parameters), strict=True)]
+    ranks.sum(gradients)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     return Outcome(found, s, flipped)
 
 

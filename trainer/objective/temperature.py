@@ -27,6 +27,7 @@ class LossScale:
             return errors / elements
         if self.mode == "fixed":
             return errors / self.temperature
+        assert self.base_error is not None, "per-timestep: calibrate first"
         bins = self.base_error.to(errors.device)[t * BINS // self.timesteps]
         return errors / (self.temperature * bins * elements)
 

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..data.folders import Sample
-from ..data.latent_cache import Encoded
+from ..data.images import View
 from ..data.sampler import TrainingSample, noise_and_t
 from ..models.noise_schedule import NoiseSchedule, per_sample_error
 from ..objective.temperature import BINS, LossScale
@@ -18,13 +20,23 @@ from ..objective.temperature import BINS, LossScale
 CALIBRATION_STEP, PROBE_STEP = 2**40, 2**40 + 1
 
 
+class ModelInputs(Protocol):
+    """What the U-Net is shown, as latent_cache.Encoded has it."""
+
+    def latents(self, path: Path, view: View) -> Tensor:
+        """Return an image's latents [channels, height, width] fp32."""
+
+    def text(self, caption: str) -> Tensor:
+        """Return a caption's text states."""
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """The U-Net with all it needs to turn samples into errors. `before` is called ahead of each pass and may raise."""
 
     unet: nn.Module
     dtype: torch.dtype  # of the arithmetic
-    encoded: Encoded
+    encoded: ModelInputs
     schedule: NoiseSchedule
     seed: int
     device: torch.device
@@ -81,7 +93,7 @@ def calibrate(denoiser: Denoiser, samples: Sequence[Sample], *, samples_per_bin:
     places = np.arange(samples_per_bin) / samples_per_bin  # evenly inside the bin: less noise than drawing
     t = torch.tensor(np.concatenate([(b + places) * width for b in range(BINS)])).long()
     chosen = [samples[i % len(samples)] for i in range(len(t))]
-    draws = [TrainingSample(i, sample, sample.caption) for i, sample in enumerate(chosen)]
+    draws = [TrainingSample(i, sample, sample.own_caption) for i, sample in enumerate(chosen)]
     found = []
     for i in range(0, len(draws), micro_batch):
         part = slice(i, i + micro_batch)

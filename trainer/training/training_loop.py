@@ -1,5 +1,6 @@
 """The training loop: `TrainingLoop.steps` yields a report after each step; the caller logs, saves and samples."""
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -112,7 +113,7 @@ class TrainingLoop:
             return self.denoiser.encoded.latents(sample.path, PLAIN).numel()
 
         largest = max((*self.folders.unlabeled, *self.folders.sensitive), key=size)
-        draws = [TrainingSample(0, largest, self.folders.unlabeled[0].caption)] * n
+        draws = [TrainingSample(0, largest, self.folders.unlabeled[0].own_caption)] * n
         errors, _, _ = self.denoiser.errors(draws, 0)
         errors.mean().backward()
         for parameter in self.learner.parameters:
@@ -143,7 +144,7 @@ class TrainingLoop:
             started, self._seen = time.perf_counter(), []
             step = self.progress.step
             outcome = step_gradient.accumulate(
-                lambda draws, step=step: self._losses(draws, step),
+                functools.partial(self._losses, step=step),
                 self.batches.unlabeled(step),
                 self._sensitive(step),
                 self.learner.parameters,

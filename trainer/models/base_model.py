@@ -18,13 +18,11 @@ from ..common.files import sha256
 from ..common.model_files import WEIGHTS
 from ..common.third_party import quiet
 from . import single_file
-from .scheduler_settings import PREDICTIONS, SCHEDULE, declared_by, schedule_problem
+from .noise_schedule import PREDICTIONS, SCHEDULE, NoiseSchedule, declared_by, schedule_problem
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from .noise_schedule import NoiseSchedule
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENIZER = MODEL / "tokenizer"  # CLIP's, the same for all of SD 1.x
@@ -266,8 +264,6 @@ def scheduler_config(base: Base) -> dict[str, Any]:
 
 def load_noise_schedule(base: Base) -> NoiseSchedule:
     """Read the noise schedule and what the model predicts from its configuration."""
-    from .noise_schedule import NoiseSchedule
-
     with quiet():
         from diffusers import DDIMScheduler
 

@@ -1,5 +1,6 @@
 """What hosts demand: the entry, requirements.txt that changes nothing which is installed, the templates."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -115,3 +116,16 @@ def test_links_of_the_templates_fit():
         for node in nodes.values():
             widgets = NODES[node["type"]][0]
             assert len(node["widgets_values"]) == len(widgets) + ("seed" in widgets)
+
+
+def test_an_installed_package_has_the_page_and_its_command():
+    """`trainer ui` loads pu_node from beside trainer; it was missing from the wheel once."""
+    from setuptools import find_packages
+
+    tomllib = pytest.importorskip("tomllib")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = find_packages(str(ROOT), include=settings["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert {"trainer", "trainer.experiments", "pu_node"} <= set(packages)
+    assert not any(name.startswith("tests") for name in packages)
+    module, function = settings["project"]["scripts"]["pu-unlearn"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))

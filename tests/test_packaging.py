@@ -120,10 +120,9 @@ def test_links_of_the_templates_fit():
 
 def test_an_installed_package_has_the_page_and_its_command():
     """`trainer ui` loads pu_node from beside trainer; it was missing from the wheel once."""
-    from setuptools import find_packages
-
     tomllib = pytest.importorskip("tomllib")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    find_packages = pytest.importorskip("setuptools").find_packages
     packages = find_packages(str(ROOT), include=settings["tool"]["setuptools"]["packages"]["find"]["include"])
     assert {"trainer", "trainer.experiments", "pu_node"} <= set(packages)
     assert not any(name.startswith("tests") for name in packages)

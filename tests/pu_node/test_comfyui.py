@@ -91,7 +91,7 @@ def start_long(server, name):
     """A run that is in the middle of its steps. Returns: the server's answer to the prompt."""
     answer = server.post("prompt", {"prompt": demo(steps=5000, name=name)})
     events = server.base / "output" / "pu_unlearn" / name / "events.jsonl"
-    for _ in range(600):
+    for _ in range(3000):  # a busy machine takes more than a minute to its first step
         if events.exists() and '"event": "step"' in events.read_text():
             break
         time.sleep(0.1)

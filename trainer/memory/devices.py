@@ -88,11 +88,14 @@ def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:
             torch.cuda.empty_cache()
 
 
+ONEDNN = "could not create a primitive"  # all that oneDNN says of it, on the CPU
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, the card's or the computer's: much of that comes without a class of its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed", ONEDNN)
     return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
 
 

@@ -34,6 +34,8 @@ TINY = {
     "steps": 2,
     "batch_unlabeled": 2,
     "batch_sensitive": 2,
+    "micro_batch": 2,
+    "prior": 0.2,
     "calibration_samples": 1,
     "rank": 2,
     "lr": 1e-3,

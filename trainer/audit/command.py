@@ -31,7 +31,7 @@ from ..models import base_model, hub
 from ..models.base_model import Base
 from ..objective.class_prior import Prior
 from ..reporting import html
-from . import moving
+from . import certificate, moving
 from .auto_prior import describe, usable
 from .duplicates import near_duplicates
 from .ranking import AuditOptions, Ranking, rank
@@ -108,6 +108,10 @@ def _options(given: dict[str, Any]) -> AuditOptions:
         problems.append(f"--exclude: {options.exclude} exists already and is not overwritten; name a new file")
     if options.apply and not options.move_to:
         problems.append("--apply: moves files to --move-to; name that folder")
+    if options.keep_at_most and not (options.move_to or options.exclude):
+        problems.append("--keep-at-most: says how many images --move-to or --exclude takes; name one of them")
+    if options.keep_at_most and ("top" in options.model_fields_set or options.lora):
+        problems.append("--keep-at-most: needs the score of the folders' own images, and takes the place of --top")
     if options.undo and (options.move_to or options.exclude):
         problems.append("--undo: only moves images back; leave out --move-to and --exclude")
     refuse(problems)
@@ -231,7 +235,7 @@ def _act(result: Result, examined: Examination, options: AuditOptions) -> list[s
     """Move or exclude the first images as the options say. Returns: what was done. Raises: UserError."""
     if not (options.move_to or options.exclude):
         return []
-    count, lines = _count(result, examined.out, options)
+    count, lines = _count(result, examined, options)
     first = [path for path, _ in result.ranked[:count]]
     if options.move_to:
         lines.append(moving.move(first, examined.source, options.move_to, apply=options.apply))
@@ -241,12 +245,16 @@ def _act(result: Result, examined: Examination, options: AuditOptions) -> list[s
     return lines
 
 
-def _count(result: Result, out: Path, options: AuditOptions) -> tuple[int, list[str]]:
-    """Decide how many of the first images to move or exclude: --top, or no more than the estimate's upper end.
+def _count(result: Result, examined: Examination, options: AuditOptions) -> tuple[int, list[str]]:
+    """Decide how many of the first images to move or exclude.
+
+    That is what --keep-at-most takes, or --top, or no more than the estimate's upper end.
 
     Returns: (the number, what to tell about it).
-    Raises: UserError where --top is not given and the images cannot tell.
+    Raises: UserError where nothing says how many.
     """
+    if options.keep_at_most:
+        return _count_for_promise(examined.ranking, options.keep_at_most)
     prior, n = result.prior, len(result.ranked)
     most = math.floor(prior.high * n) if prior and prior.is_telling else None
     if "top" in options.model_fields_set:
@@ -257,7 +265,17 @@ def _count(result: Result, out: Path, options: AuditOptions) -> tuple[int, list[
         why = "a LoRA's score comes without an estimate" if prior is None else "the images are too few for an estimate"
         raise UserError(
             f"--top: say how many images to move or exclude ({why} of how many are sensitive). "
-            f"Look at {out / 'audit.png'} first; nothing was moved or excluded"
+            f"Look at {examined.out / 'audit.png'} first; nothing was moved or excluded"
         )
     count = min(options.top, most)
     return count, [f"the first {count}: the estimate's upper end is {most} of {n} images; --top takes another number"]
+
+
+def _count_for_promise(ranking: Ranking, at_most: float) -> tuple[int, list[str]]:
+    scores, examples = ranking.scores, ranking.examples
+    count = certificate.count_to_leave_out(scores, examples, at_most)
+    line = (
+        f"{count} of {len(scores)} images go: of the hidden sensitive images, at most {at_most:g} are expected among "
+        f"the {len(scores) - count} that stay, if the hidden ones resemble the {len(examples)} examples"
+    )
+    return count, [line]

@@ -23,7 +23,7 @@ from .memory_plan import MemoryPlan
 class MemoryRequest:
     """The memory settings that the user fixed, and those left to choose ("auto")."""
 
-    batch: int  # samples of the larger kind in one step: more are never in the model at once
+    batch: int  # samples of one step: more are never in the model at once
     micro_batch: int | str = "auto"
     checkpointing: int | str = "auto"
     weights: str = "auto"
@@ -33,7 +33,7 @@ class MemoryRequest:
 
 def resolve(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[MemoryPlan, Estimate | None]:
     """Choose the memory plan for the settings of a run, see `choose`."""
-    batch = max(config.batch_unlabeled, config.batch_sensitive)
+    batch = config.batch_unlabeled + (config.batch_sensitive if config.objective != "unsupervised" else 0)
     weights, offload = ("fp32", 0) if config.network == "full" else (config.weights, config.offload)
     wanted = MemoryRequest(batch, config.micro_batch, config.checkpointing, weights, offload, config.attention)
     return choose(shape_of(config, base), wanted, precision, budget_mib)

@@ -39,7 +39,7 @@ class StepReport:
     normal_risk: float
     ratio: float  # sensitive / unlabeled loss: above 1 and rising is unlearning
     slope: float
-    sign_flips: int  # so far
+    sign_flips: int  # steps so far whose sensitive samples ran twice
     lr: float
     grad_norm: float
     s_per_step: float
@@ -186,8 +186,9 @@ class TrainingLoop:
 
     def _losses(self, draws: Sequence[TrainingSample], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         errors, t, elements = self.denoiser.errors(draws, step)
-        if draws[0].position < self.config.batch_unlabeled:
-            self._seen.append((t, (errors / elements).detach()))
+        if self.learner.network.is_from_scratch:
+            unlabeled = sum(d.position < self.config.batch_unlabeled for d in draws)  # they come first
+            self._seen.append((t[:unlabeled], (errors / elements).detach()[:unlabeled]))
         schedule = self.denoiser.schedule
         factor = min_snr_weight(schedule.snr(t), self.config.min_snr_gamma, schedule.prediction_type)
         return self.scale.losses(errors, t, elements), factor

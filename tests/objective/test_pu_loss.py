@@ -74,3 +74,22 @@ def test_risks_reports_the_same_numbers():
     assert found.normal == pytest.approx(found.unlabeled - 0.2 * found.loss_sensitive)
     assert found.objective == pytest.approx(found.sensitive + abs(found.normal))
     assert math.isnan(pu_loss.risks("unsupervised", u, s, prior=0.2).normal)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("prior", [0.01, 0.05, 0.2, 0.4, 0.6, 0.9])
+def test_the_sensitive_weight_keeps_the_objective_bounded(prior, temperature):
+    """Where noise hides the kind, the push is at most two thirds of what normal images pull with."""
+    weight = pu_loss.sensitive_weight(prior, temperature)
+    error = torch.tensor(1 / temperature)
+    push = -weight * pu_loss.sensitive_slope(error).item()
+    assert push <= 2 / 3 * (1 - prior) + 1e-6
+    assert weight == pytest.approx(max(prior, pu_loss.LEAST_WEIGHT)) or push == pytest.approx(2 / 3 * (1 - prior))
+
+
+def test_the_papers_weight_has_no_minimum_above_a_prior():
+    """The bound of the docstring: with the prior as weight, push and pull are equal at 1 - exp(-1 / temperature)."""
+    for temperature in (1.5, 3.0):
+        prior = 1 - math.exp(-1 / temperature)
+        push = -prior * pu_loss.sensitive_slope(torch.tensor(1 / temperature)).item()
+        assert push == pytest.approx(1 - prior, rel=1e-5)

@@ -111,6 +111,11 @@ class TrainConfig(BaseModel):
         "temperature counts in the base model's own error at each timestep, or is a plain number",
         exposed=True,
     )
+    sensitive_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = option(
+        "auto",
+        "weight of the push away from sensitive images; auto: the prior, within bounds that keep training stable; in "
+        "the paper it is always the prior",
+    )
     min_snr_gamma: float | None = option(
         None,
         "timesteps whose signal-to-noise ratio is above this count less; 5 is usual, none: all count the same",

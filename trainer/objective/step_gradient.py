@@ -75,7 +75,7 @@ def accumulate(
     ranks.sum([found])
     losses, importance = found.cpu()  # here the host waits for the device, once a step
     kinds, factors = (losses[:n], losses[n:]), (importance[:n], importance[n:])
-    outcome = risks(weights.objective, *kinds, prior=weights.prior, importance=factors)
+    outcome = risks(weights.objective, *kinds, prior=weights.prior, weight=weights.sensitive_weight, importance=factors)
     flipped = bool(sensitive) and weights.depends_on_sign and sign(outcome.normal) != s
     gradients = _gradients(parameters)
     if flipped:

@@ -71,12 +71,20 @@ class TrainingLoop:
         self.learner, self.denoiser, self.micro_batch = learner, denoiser, plan.micro_batch
         self.batches = sampler.batches(config, folders)
         sizes = config.batch_unlabeled, config.batch_sensitive
-        self.weights = pu_loss.Weights(config.objective, float(config.prior), *sizes)  # "auto" is resolved by now
+        self.weights = pu_loss.Weights(config.objective, float(config.prior), *sizes, self._sensitive_weight())
         self.progress = Progress()
         self._scale: LossScale | None = None
         self.first_probe: dict[str, float] = {}
         self.last: StepReport | None = None
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # timesteps and errors of this step's unlabeled
+
+    def _sensitive_weight(self) -> float:
+        config, prior = self.config, float(self.config.prior)  # "auto" is resolved by now
+        if config.sensitive_weight != "auto":
+            return config.sensitive_weight
+        # its bounds rest on the base model's error; without that, the paper's weight
+        has_base_error = config.temperature_mode == "per-timestep" and not self.learner.network.is_from_scratch
+        return pu_loss.sensitive_weight(prior, config.temperature) if has_base_error else prior
 
     def prepare(self) -> None:
         """Choose the micro-batch, and measure the base model once: calibration and the probes' starting point."""
@@ -120,8 +128,9 @@ class TrainingLoop:
             parameter.grad = None
 
     def _probes(self) -> dict[str, float]:
-        """Measure the loss on sensitive images: those trained on, and those held out."""
-        kinds = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
+        """Measure the loss on unlabeled images, and on sensitive ones: those trained on, and those held out."""
+        folders = self.folders
+        kinds = {"unlabeled": folders.unlabeled, "trained": folders.sensitive, "held_out": folders.held_out}
         caption, n = self.folders.unlabeled[0].caption or "", PROBE_SAMPLES
         return {
             kind: probe(self.denoiser, self.scale, samples, caption, n=n, micro_batch=self.micro_batch)
@@ -130,8 +139,8 @@ class TrainingLoop:
         }
 
     def loss_growth(self) -> dict[str, float]:
-        """Measure by what factor the loss on sensitive images has grown since the start: "trained", "held_out"."""
-        return {k: v / self.first_probe[k] for k, v in self._probes().items()}
+        """Measure by what factors the losses have grown since the start: "unlabeled", "trained", "held_out"."""
+        return {k: v / self.first_probe[k] for k, v in self._probes().items() if k in self.first_probe}
 
     def steps(self) -> Iterator[StepReport]:
         """Train to the last step, yielding after each one.

@@ -22,6 +22,7 @@ from ..common.errors import UserError
 from ..common.events import EventWriter
 from ..common.files import replacing, write_text
 from ..common.interrupts import follow_parent
+from ..common.wording import counted
 from ..config.arguments import Invocation, parse
 from ..config.parser import command_parser, refuse, validated
 from ..config.train_config import folders_of
@@ -215,16 +216,12 @@ def _describe_across(result: Result) -> list[str]:
 
 def _describe(result: Result, folder: Path, top: int) -> list[str]:
     """Describe the ranking and where its files are."""
-    first = result.ranked[:top]
+    first, pairs = result.ranked[:top], counted(len(result.duplicates), "pair")
     return [
-        f"near-duplicates: {_pairs(len(result.duplicates))}, {len(result.across)} of them across the two folders",
+        f"near-duplicates: {pairs}, {len(result.across)} of them across the two folders",
         f"most probably sensitive among the unlabeled: {', '.join(path.name for path, _ in first[:8])}, …",
         f"all images, ranked: {folder / 'audit.csv'}; the first {len(first)} as pictures: {folder / 'audit.png'}",
     ]
-
-
-def _pairs(n: int) -> str:
-    return "1 pair" if n == 1 else f"{n} pairs"
 
 
 def _act(result: Result, examined: Examination, options: AuditOptions) -> list[str]:
@@ -237,7 +234,9 @@ def _act(result: Result, examined: Examination, options: AuditOptions) -> list[s
         lines.append(moving.move(first, examined.source, options.move_to, apply=options.apply))
     if options.exclude:
         write_text(options.exclude, "".join(f"{path}\n" for path in first))
-        lines.append(f"wrote the names of {count} images; to train without them: --exclude {options.exclude}")
+        lines.append(
+            f"wrote the names of {counted(count, 'image')}; to train without them: --exclude {options.exclude}"
+        )
     return lines
 
 
@@ -251,8 +250,10 @@ def _count(result: Result, out: Path, options: AuditOptions) -> tuple[int, list[
     most = math.floor(prior.high * n) if prior and prior.is_telling else None
     if "top" in options.model_fields_set:
         count = min(options.top, n)
-        is_more = most is not None and count > most
-        return count, [f"{count} images are more than the estimate's upper end, {most} of {n}"] if is_more else []
+        if most is None or count <= most:
+            return count, []
+        are = counted(count, "image is", "images are")
+        return count, [f"{are} more than the estimate's upper end, {most} of {n}"]
     if most is None:
         why = "a LoRA's score comes without an estimate" if prior is None else "the images are too few for an estimate"
         raise UserError(
@@ -260,4 +261,6 @@ def _count(result: Result, out: Path, options: AuditOptions) -> tuple[int, list[
             f"Look at {out / 'audit.png'} first; nothing was moved or excluded"
         )
     count = min(options.top, most)
-    return count, [f"the first {count}: the estimate's upper end is {most} of {n} images; --top takes another number"]
+    return count, [
+        f"the first {count}: the estimate's upper end is {most} of {counted(n, 'image')}; --top takes another number"
+    ]

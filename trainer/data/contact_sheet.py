@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..common.files import replacing
+from ..common.wording import counted
 from .folders import Folders, Sample
 from .images import read_image
 
@@ -21,7 +22,7 @@ def save(folders: Folders, target: Path) -> None:
 
 def save_groups(groups: dict[str, list[Sample]], target: Path) -> None:
     """Write a PNG: up to 24 images of each group under its name. Empty groups are left out."""
-    parts = [_part(f"{name}: {len(samples)} images", samples) for name, samples in groups.items() if samples]
+    parts = [_part(f"{name}: {counted(len(samples), 'image')}", samples) for name, samples in groups.items() if samples]
     sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
     y = 0
     for part in parts:

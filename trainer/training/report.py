@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..common.wording import counted
 from ..config.train_config import TrainConfig, to_toml
 from ..metrics.digit_judge import Rate
 from ..reporting import html, verdict
@@ -44,7 +45,7 @@ def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
     if evaluation.before and evaluation.after and evaluation.ceiling:
         for kind, rate in (("before", evaluation.before), ("after", evaluation.after)):
             low, high = rate.interval
-            interval = f"{low:.3f} to {high:.3f}, {rate.n} pictures"
+            interval = f"{low:.3f} to {high:.3f}, {counted(rate.n, 'picture')}"
             lines.append(f"non-sensitive rate {kind}: {rate.share:.3f} ({interval})")
         lines.append(f"real normal digits, by the same classifier: {evaluation.ceiling.share:.3f}")
     lines += [f"{'LoRA' if result == run_dir.lora else 'model'}: {result}", f"report: {run_dir.report}"]

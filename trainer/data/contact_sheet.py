@@ -67,6 +67,16 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
     return Image.fromarray(sheet)
 
 
+def tiles(path: Path, n: int, columns: int | None = None) -> list[Image.Image]:
+    """Return the n pictures of a grid that `save_grid` wrote."""
+    columns = columns or math.ceil(math.sqrt(n))
+    with Image.open(path) as sheet:
+        whole = sheet.convert("RGB")
+    width, height = (whole.width + 2) // columns, (whole.height + 2) // math.ceil(n / columns)
+    corners = [(i % columns * width, i // columns * height) for i in range(n)]
+    return [whole.crop((x, y, x + width - 2, y + height - 2)) for x, y in corners]
+
+
 def save_grid(images: np.ndarray, path: Path, columns: int | None = None) -> None:
     with replacing(path) as temporary:
         grid(images, columns).save(temporary)

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from ..common.wording import counted
 from ..config.train_config import TrainConfig, to_toml
+from ..data.contact_sheet import tiles
 from ..metrics.digit_judge import Rate
-from ..reporting import html, verdict
+from ..reporting import curves, html, verdict
 from ..reporting.plots import draw_loss_curves
 from ..reporting.run_dir import RunDir
 from .before_after import Evaluation
@@ -56,19 +59,19 @@ def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: 
     """Write loss.png and report.html into the run folder. Args: result: the LoRA, or the whole model."""
     config, growth = public_settings(trained.job.config), trained.loss_growth
     prompt = evaluation.prompt if config.metadata == "full" else "…"
-    curves = run_dir.root / "loss.png"
-    draw_loss_curves([e for e in run_dir.events() if e["event"] == "step"], curves)
+    events = run_dir.events()
+    draw_loss_curves([e for e in events if e["event"] == "step"], run_dir.root / "loss.png")
     html.save(
         run_dir.report,
         "training.html",
         title=f"Training report: {run_dir.name}",
-        settings=config,
+        answer=_answer(trained, evaluation),
         settings_toml=to_toml(config),
         facts=_facts(trained, config),
         prompt=prompt,
-        grids=_grids(evaluation),
+        pairs=_pairs(evaluation, config.images),
         **_rates(evaluation),
-        curves=curves,
+        curves=curves.of_training(events),
         loss_growth=[(kind.replace("_", " "), f"× {value:.2f}") for kind, value in growth.items()],
         warnings=warnings(trained, evaluation),
         usage=_usage(config, prompt, result if config.metadata == "full" else Path(result.name)),
@@ -92,9 +95,18 @@ def _facts(trained: TrainedModel, config: TrainConfig) -> list[tuple[str, str]]:
     ]
 
 
-def _grids(evaluation: Evaluation) -> dict[str, Path]:
-    grids = {"before": evaluation.before_grid, "after": evaluation.after_grid}
-    return {kind: path for kind, path in grids.items() if path}
+def _answer(trained: TrainedModel, evaluation: Evaluation) -> str:
+    if evaluation.before and evaluation.after:
+        return verdict.answer(evaluation.before.share, evaluation.after.share)
+    return verdict.answer_without_rates(trained.loss_growth, trained.job.config.steps)
+
+
+def _pairs(evaluation: Evaluation, n: int) -> list[tuple[int, Image, Image]]:
+    """Return the pictures (seed, before, after); empty where none were made."""
+    before, after = evaluation.before_grid, evaluation.after_grid
+    if not (before and after):
+        return []
+    return list(zip(range(n), tiles(before, n), tiles(after, n), strict=True))
 
 
 def _rates(evaluation: Evaluation) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def test_a_lora_is_measured_and_a_second_call_makes_no_picture_again(tmp_path, l
     assert (at_1["drift"] > 0, at_1["hits"]) == (True, found["after"]["hits"])
     page = (tmp_path / "evaluate.html").read_text()
     assert "What this does not show" in page
-    assert page.count("data:image/png") == 5  # before, after, one retained prompt twice, the curve
+    assert page.count("data:image/png") == 2 * 24 + 2 * 16  # each seed of the prompt and of the retained one
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
     assert len(made) == 4 * 24 + 4 * 16
     assert evaluate(tmp_path, "--lora", lora) == found

@@ -9,7 +9,7 @@ from ..common.wording import counted
 from ..config.train_config import TrainConfig, to_toml
 from ..data.contact_sheet import tiles
 from ..metrics.digit_judge import Rate
-from ..reporting import curves, html, verdict
+from ..reporting import curves, html, sidecars, verdict
 from ..reporting.plots import draw_loss_curves
 from ..reporting.run_dir import RunDir
 from .before_after import Evaluation
@@ -56,9 +56,14 @@ def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
 
 
 def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: RunDir) -> None:
-    """Write loss.png and report.html into the run folder. Args: result: the LoRA, or the whole model."""
+    """Write loss.png and report.html into the run folder, and what stands beside the result.
+
+    Args: result: the LoRA, or the whole model.
+    """
     config, growth = public_settings(trained.job.config), trained.loss_growth
     prompt = evaluation.prompt if config.metadata == "full" else "…"
+    if config.sidecars:
+        _write_sidecars(trained, evaluation, result, config)
     events = run_dir.events()
     draw_loss_curves([e for e in events if e["event"] == "step"], run_dir.root / "loss.png")
     html.save(
@@ -93,6 +98,30 @@ def _facts(trained: TrainedModel, config: TrainConfig) -> list[tuple[str, str]]:
         ("prior", f"{config.prior:g}" if isinstance(config.prior, float) else config.prior),
         ("base model", Path(config.base or "a local file").name),
     ]
+
+
+def _write_sidecars(trained: TrainedModel, evaluation: Evaluation, result: Path, config: TrainConfig) -> None:
+    """Write the model card, and beside a file its preview and notes. Args: config: as others may see it."""
+    name, answer = result.stem, _answer(trained, evaluation)
+    found = _rates(evaluation)
+    sidecars.write_card(
+        result.with_name(f"{name}.md"),
+        base=config.base,
+        rates={kind: round(rate.share, 4) for kind, rate in found["rates"].items()},
+        name=name,
+        answer=answer,
+        warnings=warnings(trained, evaluation),
+        facts=_facts(trained, config),
+        rows=found.get("rate_rows", []),
+        usage=[(where, how) for where, how in _usage(config, "…", Path(result.name)) if where not in COMMANDS],
+        advice=ADVICE[config.network],
+        settings=to_toml(config),
+    )
+    if result.is_dir():
+        return
+    sidecars.write_notes(result.with_name(f"{name}.json"), f"Made with PU Unlearn. {answer}")
+    if evaluation.after_grid:
+        sidecars.write_preview(result.with_name(f"{name}.preview.png"), tiles(evaluation.after_grid, config.images))
 
 
 def _answer(trained: TrainedModel, evaluation: Evaluation) -> str:

@@ -87,6 +87,7 @@ class Job:
             self._state = State(phase="waiting for the card", name=name, of=settings["steps"])
             every = max(1, settings["steps"] // PICTURES)
             whole = {**settings, "name": name, "sample_every": every, "output_dir": str(self.host.output)}
+            whole["sidecars"] = False  # the page writes its own beside the copy that the program lists
             self._thread = threading.Thread(target=self._run, args=(whole,), daemon=True)
             self._thread.start()
         self._update()

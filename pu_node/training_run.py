@@ -66,7 +66,7 @@ class _Training:
             notes = [*notes, f"name: there is a {asked} already, which was kept; this LoRA is {name}"]
         self.known.begin(self.key, name)
         every = max(1, self.settings["steps"] // SAMPLES)
-        return self._follow({**self.settings, "name": name, "sample_every": every}, View(notes))
+        return self._follow({**self.settings, "name": name, "sample_every": every, "sidecars": False}, View(notes))
 
     def _follow(self, settings: Mapping[str, Any], view: View) -> dict[str, str]:
         done: launch.Event = {}

@@ -203,6 +203,21 @@ def test_undo_moves_everything_back(folders, tmp_path, telling, capsys):
     assert not list(aside.iterdir())
 
 
+@pytest.mark.parametrize("name", ["../b.png", "a/../../b.png", "/b.png", "C:\\b.png", "C:b.png", "..\\b.png", "."])
+def test_undo_moves_only_what_lies_in_the_folder(name, tmp_path, capsys):
+    """A manifest is a file like any other: somebody may have sent it."""
+    aside, other = tmp_path / "aside", tmp_path / "b.png"
+    aside.mkdir()
+    for path in (aside / "x.png", other):
+        path.write_text("mine")
+    entries = {"x.png": str(tmp_path / "x.png"), name: str(tmp_path / "taken.png")}
+    (aside / "moved-by-audit.json").write_text(json.dumps(entries))
+    assert main(["audit", "--undo", str(aside)]) == 2
+    assert f"{name!r} is no file of this folder; nothing was moved" in capsys.readouterr().err
+    assert other.exists()
+    assert {path.name for path in aside.iterdir()} == {"x.png", "moved-by-audit.json"}
+
+
 def test_images_are_not_moved_into_their_own_folder(folders, tmp_path, telling, capsys):
     folders, _ = folders
     assert audit(folders, tmp_path, "--move-to", folders["unlabeled"] / "aside", "--apply") == 2

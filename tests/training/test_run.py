@@ -58,10 +58,17 @@ def test_whole_run_and_second_run(trainer, digit_folders, tmp_path):
         tensors,
     }
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 2 * 4
     for word in ("ComfyUI", "A1111", "diffusers", "Before and after"):
         assert word in page
+    beside = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert beside == {"mine.safetensors", "mine.md", "mine.json", "mine.preview.png"}
     first = (tmp_path / "mine.safetensors").read_bytes()
+    shown = trainer("--settings-from", tmp_path / "mine.safetensors", "--name", "mine", "--dry-run")
+    told = dict(line.split(" = ", 1) for line in shown.stdout.splitlines())
+    kept = dict(line.split(" = ", 1) for line in (run / "config.toml").read_text().splitlines())
+    hidden = {name for name in kept if told.get(name) != kept[name]}
+    assert hidden == {"unlabeled", "sensitive", "output_dir"}  # what --metadata safe does not tell
     again = trainer("--config", run / "config.toml")  # the saved settings rerun as they are, under the next free name
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "mine.safetensors").read_bytes() == first
@@ -95,7 +102,8 @@ def telling_run(trainer, digit_folders, tmp_path, *more):
 
 def test_metadata_safe_tells_no_name_and_nothing_of_a_caption(trainer, digit_folders, tmp_path):
     lora, report, captions = telling_run(trainer, digit_folders, tmp_path)
-    for file in (lora, report):
+    beside = [lora.with_name(f"pu-lora{end}") for end in (".md", ".json", ".preview.png")]
+    for file in (lora, report, *beside):
         found = file.read_bytes().lower()
         assert b"jane" not in found, file.name
         assert str(tmp_path).encode().lower() not in found, file.name

@@ -22,6 +22,7 @@ from ..common.errors import UserError
 from ..common.events import EventWriter
 from ..common.files import replacing, write_text
 from ..common.interrupts import follow_parent
+from ..common.wording import counted
 from ..config.arguments import Invocation, parse
 from ..config.parser import command_parser, refuse, validated
 from ..config.train_config import folders_of
@@ -219,16 +220,12 @@ def _describe_across(result: Result) -> list[str]:
 
 def _describe(result: Result, folder: Path, top: int) -> list[str]:
     """Describe the ranking and where its files are."""
-    first = result.ranked[:top]
+    first, pairs = result.ranked[:top], counted(len(result.duplicates), "pair")
     return [
-        f"near-duplicates: {_pairs(len(result.duplicates))}, {len(result.across)} of them across the two folders",
+        f"near-duplicates: {pairs}, {len(result.across)} of them across the two folders",
         f"most probably sensitive among the unlabeled: {', '.join(path.name for path, _ in first[:8])}, …",
         f"all images, ranked: {folder / 'audit.csv'}; the first {len(first)} as pictures: {folder / 'audit.png'}",
     ]
-
-
-def _pairs(n: int) -> str:
-    return "1 pair" if n == 1 else f"{n} pairs"
 
 
 def _act(result: Result, examined: Examination, options: AuditOptions) -> list[str]:
@@ -241,7 +238,9 @@ def _act(result: Result, examined: Examination, options: AuditOptions) -> list[s
         lines.append(moving.move(first, examined.source, options.move_to, apply=options.apply))
     if options.exclude:
         write_text(options.exclude, "".join(f"{path}\n" for path in first))
-        lines.append(f"wrote the names of {count} images; to train without them: --exclude {options.exclude}")
+        lines.append(
+            f"wrote the names of {counted(count, 'image')}; to train without them: --exclude {options.exclude}"
+        )
     return lines
 
 
@@ -259,8 +258,10 @@ def _count(result: Result, examined: Examination, options: AuditOptions) -> tupl
     most = math.floor(prior.high * n) if prior and prior.is_telling else None
     if "top" in options.model_fields_set:
         count = min(options.top, n)
-        is_more = most is not None and count > most
-        return count, [f"{count} images are more than the estimate's upper end, {most} of {n}"] if is_more else []
+        if most is None or count <= most:
+            return count, []
+        are = counted(count, "image is", "images are")
+        return count, [f"{are} more than the estimate's upper end, {most} of {n}"]
     if most is None:
         why = "a LoRA's score comes without an estimate" if prior is None else "the images are too few for an estimate"
         raise UserError(
@@ -268,7 +269,9 @@ def _count(result: Result, examined: Examination, options: AuditOptions) -> tupl
             f"Look at {examined.out / 'audit.png'} first; nothing was moved or excluded"
         )
     count = min(options.top, most)
-    return count, [f"the first {count}: the estimate's upper end is {most} of {n} images; --top takes another number"]
+    return count, [
+        f"the first {count}: the estimate's upper end is {most} of {counted(n, 'image')}; --top takes another number"
+    ]
 
 
 def _count_for_promise(ranking: Ranking, at_most: float) -> tuple[int, list[str]]:

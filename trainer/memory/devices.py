@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..common.errors import UserError
+from ..common.wording import counted
 
 # Parts of the names of Turing cards without tensor cores, as ComfyUI lists them.
 FP16_IS_BROKEN = ("GTX 16", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450", "MX550", "CMP 30HX")
@@ -29,7 +30,7 @@ def choose_device(wanted: str, *, is_alone: bool = True) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {wanted}: torch sees {torch.cuda.device_count()} CUDA device(s)")
+        raise UserError(f"--device {wanted}: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}")
     if device.type == "mps" and not _has_mps():
         raise UserError("--device mps: torch sees no Apple GPU here")
     return device

@@ -9,6 +9,23 @@ MEMORISING_GROWTH = 1.1  # of the loss on sensitive images trained on
 STRONGER = "more steps or a higher temperature"
 
 
+def answer(before: float, after: float) -> str:
+    """Return the result in one sentence: the non-sensitive rates after and before."""
+    return f"{_percent(after)} of pictures are normal now; {_percent(before)} before."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0") + "\N{NO-BREAK SPACE}%"
+
+
+def answer_without_rates(growth: Mapping[str, float], steps: int) -> str:
+    """Return the result of a run whose pictures nobody judged, in one sentence. Args: growth: see `about_growth`."""
+    if "held_out" in growth:
+        factor = f"× {growth['held_out']:.2f}"
+        return f"After {steps} steps the loss on sensitive images that were held out is {factor} of what it was."
+    return f"Trained for {steps} steps."
+
+
 def about_rates(
     before: float, after: float, *, best: float, intervals: tuple[tuple[float, float], tuple[float, float]]
 ) -> str | None:

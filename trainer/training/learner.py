@@ -28,6 +28,16 @@ def lora_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> Lor
     return network
 
 
+def check_init_lora(job: TrainingJob) -> None:
+    """Raise UserError if --init-lora does not fit, from names and shapes alone: before anything is encoded."""
+    config = job.config
+    if config.init_lora:
+        network = attach_lora(
+            base_model.empty_unet(job.base), rank=config.rank, alpha=config.effective_alpha, seed=config.seed
+        )
+        lora_file.from_kohya(config.init_lora, network.pairs(), rank=config.rank, scale=1.0)
+
+
 def full_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> FullNetwork:
     """Load the base model's U-Net, all of it ready to learn on the context's device."""
     network = train_whole(base_model.load_unet(job.base, torch.float32))

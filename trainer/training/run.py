@@ -7,6 +7,7 @@ from typing import Any
 
 from ..audit.auto_prior import resolve_prior
 from ..common.errors import NonFinite, Stopped, UserError
+from ..common.wording import counted
 from ..config.train_config import to_toml, with_absolute_paths
 from ..data import sampler
 from ..data.job import TrainingJob
@@ -19,7 +20,7 @@ from ..models.text_states import longer_than
 from ..reporting.run_context import RunContext
 from . import resume
 from .denoiser import Denoiser
-from .learner import Learner, full_network, lora_network
+from .learner import Learner, check_init_lora, full_network, lora_network
 from .saving import save_merged, save_result
 from .trained_model import TrainedModel
 from .training_loop import TrainingLoop
@@ -46,6 +47,7 @@ def run(job: TrainingJob, context: RunContext, *, is_resume: bool, picture: Make
         UserError.
     """
     started = time.time()
+    check_init_lora(job)
     state = _settle_resume(job, context) if is_resume else None
     plan = _choose_memory_plan(job, context, state)
     prepared = _prepare_job(job, context, plan, state)
@@ -117,7 +119,7 @@ def _warn_of_long_captions(job: TrainingJob, context: RunContext) -> None:
     captions = sorted({sample.caption for kind in kinds for sample in kind if sample.caption})
     if cut := longer_than(base_model.load_tokenizer(job.base), captions, limit):
         advice = f"; --max-token-length {limit + 75} reads more" if limit < 225 else ""
-        many = f"{len(cut)} of {len(captions)} captions"
+        many = f"{len(cut)} of {counted(len(captions), 'caption')}"
         context.warn(f"{many} have more than {limit} tokens, the rest is cut off: “{cut[0][:60]}…”{advice}")
 
 

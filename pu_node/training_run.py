@@ -14,6 +14,7 @@ from .training_view import View
 SAMPLES = 5  # times that pictures are made during training
 PREVIEW_PX = 512
 UNCHANGED = "\nNothing has changed since this was trained. Switch on retrain to train again."
+BEFORE_ITS_FIRST_STATE = "continued where it was stopped, before anything was trained"
 NOT_RESUMABLE = ("out-of-memory", "disk", "non-finite")  # failures that a new beginning would meet again
 
 
@@ -47,16 +48,17 @@ class _Training:
     def run(self, begun: str | None) -> dict[str, str]:
         """Train. Args: begun: the name of a training with the same settings and images that was cut short."""
         notes = []
-        if begun and (step := _last_step(self.root / begun)):
-            view = View([f"continued from step {step}, where it was stopped"])
+        if begun and (self.root / begun / "config.toml").is_file():  # the trainer goes on from any phase
+            step = _last_step(self.root / begun)
+            view = View([f"continued from step {step}, where it was stopped" if step else BEFORE_ITS_FIRST_STATE])
             try:
                 return self._follow({"resume": True, "name": begun, "output_dir": str(self.root)}, view)
             except launch.TrainerError as error:
                 if view.step or error.kind in NOT_RESUMABLE:
                     raise
                 notes.append(f"warning: it could not be continued, and began anew: {error}")
-        elif begun and not (self.root / f"{begun}.safetensors").exists():
-            shutil.rmtree(self.root / begun, ignore_errors=True)  # it was stopped before anything was trained
+        if begun and not _has_trained(self.root / begun):
+            shutil.rmtree(self.root / begun, ignore_errors=True)  # so that its name is free again
         return self._begin(notes)
 
     def _begin(self, notes: Sequence[str]) -> dict[str, str]:
@@ -80,6 +82,10 @@ def _last_step(run: Path) -> int:
     """Return the step of the newest state in a run's folder; 0 if there is none."""
     steps = [path.stem.removeprefix("step") for path in (run / "state").glob("step*.safetensors")]
     return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def _has_trained(run: Path) -> bool:
+    return _last_step(run) > 0 or run.with_name(f"{run.name}.safetensors").exists()
 
 
 def _keep(done: launch.Event, folder: Path, notes: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Pretends to be `python -m trainer`: writes the files and prints the events of one, without torch.
 
-The prompt tells what goes wrong: "slow" takes 20 ms a step, "noise" prints what nodes must not repeat.
+The prompt tells what goes wrong: "slow" takes 20 ms a step, "noise" prints what nodes must not repeat, "stuck" encodes
+until it is stopped, and as long as there is a file of that name.
 """
 
 import base64
@@ -25,14 +26,19 @@ def train(options):
     (run / "samples").mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: is_asked.append(True))
     states = sorted((run / "state").glob("step*.safetensors"))
-    first = int(states[-1].stem.removeprefix("step")) if "resume" in options else 0
-    if first:
+    first = int(states[-1].stem.removeprefix("step")) if "resume" in options and states else 0
+    if "resume" in options:
         options = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(options))
+    (run / "config.toml").touch()
     steps, prompt = int(options["steps"]), options.get("prompt", "")
     emit("plan", total_mib=3000.4, budget_mib=8000.0)
     for done in range(3):
         emit("phase", name="encode", what="images", done=done + 1, total=3)
+    while "stuck" in prompt and (out / "stuck").exists() and not is_asked:
+        time.sleep(0.02)
+    if is_asked:
+        return stopped()
     emit("phase", name="prior")
     emit("prior", value=0.2, message="prior 0.2 (0.1 to 0.3)")
     emit("phase", name="train")
@@ -42,8 +48,7 @@ def train(options):
             time.sleep(0.3)
             (run / "state" / f"step{step - 1:08d}.safetensors").write_bytes(LORA)
             (out / f"{name}.safetensors").write_bytes(LORA)
-            emit("error", kind="stopped", message="stopped by the user")
-            return 130
+            return stopped()
         emit("step", step=step, of=steps, risk_unlabeled=1.0, ratio=None if step == 2 else 2.0, s_per_step=61.0)
         if "noise" in prompt and step == 1:
             emit("warning", message="skipped 2 images: --skip-bad-images. To continue: python -m trainer --resume")
@@ -57,6 +62,11 @@ def train(options):
     summary = f"non-sensitive rate after: 0.9\nLoRA: {lora}\nreport: {run / 'report.html'}"
     emit("done", lora=str(lora), report=str(run / "report.html"), summary=summary)
     return 0
+
+
+def stopped():
+    emit("error", kind="stopped", message="stopped by the user")
+    return 130
 
 
 def make_data(options):

@@ -5,8 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from .nodes_apply import PUApplyLoRA, PUCompare
 from .nodes_audit import PUAudit
 from .nodes_compare import PUCompareRuns
+from .nodes_dataset import PUDataset
 from .nodes_evaluate import PUEvaluate
-from .nodes_input import PUCheckpoint, PUDataset, PUOptions
+from .nodes_input import PUCheckpoint, PUOptions
 from .nodes_make_data import PUMakeData
 from .nodes_train import PUPlan, PUUnlearn
 

@@ -26,7 +26,7 @@ def result_of(settings: Mapping[str, Any], *, is_again: bool) -> tuple[dict[str,
     Args: is_again: whether to train from the start what was trained or begun before.
     """
     known = result_cache.Results(comfy_host.output_root() / "results.json")
-    named = {name: settings.get(name) for name in ("base", "unlabeled", "sensitive")}
+    named = {name: settings.get(name) for name in ("base", "unlabeled", "sensitive", "init_lora")}
     inputs = {name: Path(path) for name, path in named.items() if path not in (None, "builtin")}
     comfy_host.say("looking for changes in the images and the checkpoint")
     key = result_cache.key_of(settings, inputs, comfy_host.digests())

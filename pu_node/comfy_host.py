@@ -117,11 +117,17 @@ def new_input_folder(name: str) -> Path:
 
 
 def checkpoint(name: str) -> Path | None:
-    """Return the file of a listed checkpoint; None for the built-in demo. Raises: ValueError if it is not listed."""
+    """Return the file of a checkpoint, listed or made of a model; None for the built-in demo.
+
+    Raises: ValueError for any other name.
+    """
     if name == DEMO:
         return None
     import folder_paths
 
+    made = Path(name).resolve()
+    if made_folder() / "checkpoints" == made.parent and made.suffix == ".safetensors" and made.is_file():
+        return made
     if name not in folder_paths.get_filename_list("checkpoints"):
         raise ValueError(f"checkpoint: {name!r} is not in the list of checkpoints; press R if it is new")
     return Path(folder_paths.get_full_path_or_raise("checkpoints", name))

@@ -1,4 +1,4 @@
-"""PU Checkpoint and PU Options: what the other nodes take; and the inputs that several nodes have."""
+"""PU Checkpoint (from Model), PU Options: what the other nodes take; and the inputs that several nodes have."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def checkpoint_link() -> Any:
         "checkpoint_link",
         display_name="checkpoint",
         optional=True,
-        tooltip="From PU Checkpoint: used instead of the widget.",
+        tooltip="From PU Checkpoint, or PU Checkpoint from Model: used instead of the widget.",
     )
 
 
@@ -94,6 +94,31 @@ class PUCheckpoint(io.ComfyNode):
 
         comfy_host.checkpoint(checkpoint)
         return io.NodeOutput(checkpoint, *nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint))
+
+
+class PUCheckpointFromModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return widgets.schema(
+            io,
+            node_id="PUCheckpointFromModel",
+            display_name="PU Checkpoint from Model",
+            description="Lets the other PU nodes use a model of the graph: a merge, or one with LoRAs.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="A Stable Diffusion 1.x model; its LoRAs and merges become its weights."
+                ),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+            ],
+            outputs=[Checkpoint.Output("checkpoint_link", "checkpoint", tooltip="For the other PU nodes.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any) -> io.NodeOutput:
+        from . import model_file
+
+        return io.NodeOutput(str(model_file.save(model, clip, vae)))
 
 
 class PUOptions(io.ComfyNode):

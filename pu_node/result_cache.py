@@ -81,13 +81,14 @@ class Digests:
         state = [status.st_size, status.st_mtime_ns]
         size, time_ns, digest = self._known.get(str(path), [-1, -1, ""])
         if [size, time_ns] != state:
-            digest = _sha256(path)
+            digest = sha256(path)
             self._known[str(path)] = [*state, digest]
             self._is_changed = True
         return digest
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the hash of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -107,7 +108,7 @@ class Results:
         files = entry.get("files")
         if not files or not all(Path(path).exists() for path in files.values()):
             return None
-        return files if _sha256(Path(files["lora"])) == entry["lora_sha256"] else None
+        return files if sha256(Path(files["lora"])) == entry["lora_sha256"] else None
 
     def interrupted(self, key: str) -> str | None:
         """Return the name of a training that has begun and did not end."""
@@ -118,7 +119,7 @@ class Results:
         self._put(key, {"name": name})
 
     def put(self, key: str, files: Mapping[str, str]) -> None:
-        self._put(key, {"files": dict(files), "lora_sha256": _sha256(Path(files["lora"]))})
+        self._put(key, {"files": dict(files), "lora_sha256": sha256(Path(files["lora"]))})
 
     def _put(self, key: str, entry: Mapping[str, Any]) -> None:
         write(self.file, json.dumps({**read_json(self.file), key: entry}, indent=1))

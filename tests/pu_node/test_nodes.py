@@ -504,7 +504,7 @@ def test_compare_loads_each_model_once(comfy):
 # widgets
 
 ALL = ("PUCheckpoint", "PUDataset", "PUOptions", "PUUnlearn", "PUPlan", "PUAudit", "PUApplyLoRA", "PUCompare")
-ALL += ("PUCompareRuns", "PUEvaluate", "PUMakeData")
+ALL += ("PUCompareRuns", "PUEvaluate", "PUMakeData", "PUCheckpointFromModel")
 
 
 def test_widgets_mean_what_they_show(comfy):

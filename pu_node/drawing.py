@@ -109,6 +109,13 @@ def tiles(grid: Image.Image, side: int) -> list[Image.Image]:
     return found
 
 
+def on_dark(plot: Image.Image) -> Image.Image:
+    """Return a plot that was drawn on white in the colours of ComfyUI's nodes: white and black change, hues stay."""
+    light, *hue = plot.convert("YCbCr").split()
+    dark, bright = BACKGROUND[0], INK[0]
+    return Image.merge("YCbCr", [light.point(lambda v: bright - v * (bright - dark) // 255), *hue]).convert("RGB")
+
+
 def side_by_side(images: Sequence[Labeled]) -> Image.Image:
     """Draw pictures in a row, each below its label."""
     return _sheet([images])

@@ -39,8 +39,8 @@ def read(run: Path, prior: float | None) -> Numbers:
             low, high = interval(event["message"], or_else=(low, high))
         elif event["event"] == "done":
             done = event
-    rates = (done.get(f"rate_{kind}", UNKNOWN) for kind in ("before", "after"))
-    return Numbers(*rates, value, low, high, losses)
+    before, after = (float(done.get(f"rate_{kind}", UNKNOWN)) for kind in ("before", "after"))
+    return Numbers(before, after, value, low, high, losses)
 
 
 def interval(text: str, or_else: tuple[float, float] = (UNKNOWN, UNKNOWN)) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import comfy_host, launch, result_cache
+from . import comfy_host, drawing, launch, result_cache
 from .training_view import View
 
 SAMPLES = 5  # times that pictures are made during training
@@ -98,11 +98,12 @@ def _keep(done: launch.Event, folder: Path, notes: Sequence[str]) -> dict[str, s
         picture = comfy_host.opened(pictures["after"])
         picture.thumbnail((PREVIEW_PX, PREVIEW_PX))
         picture.save(preview)
-    page, summary = run / "report.html", run / "summary.txt"
+    page, summary, curve = run / "report.html", run / "summary.txt", run / "curve.png"
+    drawing.on_dark(comfy_host.opened(run / "loss.png")).save(curve)
     text = page.read_text(encoding="utf-8").replace(html.escape(str(trained)), html.escape(str(lora)))
     result_cache.write(page, text)
     rates = [line for line in done["summary"].splitlines() if not line.startswith(("LoRA:", "report:"))]
     listed = lora.relative_to(comfy_host.lora_folder()).as_posix()
     where = [f"LoRA: {listed} (in LoraLoader's list after R), {lora}", f"report: {page.as_uri()}"]
     result_cache.write(summary, "\n".join([*rates, *where, *notes]))
-    return {"lora": str(lora), "curve": str(run / "loss.png"), "report": str(summary), "page": str(page), **pictures}
+    return {"lora": str(lora), "curve": str(curve), "report": str(summary), "page": str(page), **pictures}

@@ -338,7 +338,7 @@ def test_the_history_has_results(comfy):
     done = demo(comfy)
     folder = "pu_unlearn/demo"
     assert done.ui["images"] == [
-        {"filename": "loss.png", "subfolder": folder, "type": "output"},
+        {"filename": "curve.png", "subfolder": folder, "type": "output"},
         {"filename": "before.png", "subfolder": f"{folder}/samples", "type": "output"},
         {"filename": "after.png", "subfolder": f"{folder}/samples", "type": "output"},
     ]

@@ -162,7 +162,9 @@ def _number_outputs() -> list[Any]:
         io.Image.Output("before", "before", tooltip="The pictures without the LoRA, one by one."),
         io.Image.Output("after", "after", tooltip="The pictures of the same seeds with the LoRA, one by one."),
         LossMap.Output("loss", "loss", tooltip="The loss by training step, for Plot Loss Graph."),
-        io.Float.Output("prior", "prior", tooltip="The share of sensitive images that was trained with; -1: unknown."),
+        io.Float.Output(
+            "prior_used", "prior", tooltip="The share of sensitive images that was trained with; -1: unknown."
+        ),
         io.Float.Output("prior_low", "prior low", tooltip="Lower end of the prior's 95 % interval; -1: not estimated."),
         io.Float.Output("prior_high", "prior high", tooltip="Upper end of that interval; -1: not estimated."),
         io.Float.Output("rate_before", "rate before", tooltip=measured),

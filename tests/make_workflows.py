@@ -100,7 +100,7 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
             ("before", "IMAGE"),
             ("after", "IMAGE"),
             ("loss", "LOSS_MAP"),
-            ("prior", "FLOAT"),
+            ("prior_used", "FLOAT"),
             ("prior_low", "FLOAT"),
             ("prior_high", "FLOAT"),
             ("rate_before", "FLOAT"),

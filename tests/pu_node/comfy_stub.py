@@ -54,6 +54,10 @@ class Schema:
     is_output_node: bool = False
     is_input_list: bool = False
 
+    def __post_init__(self):
+        ids = [part.id for part in (*self.inputs, *self.outputs)]
+        assert len(set(ids)) == len(ids), f"{self.node_id}: ComfyUI wants one id for each input and output"
+
 
 @dataclasses.dataclass
 class NewerSchema(Schema):

@@ -351,6 +351,40 @@ def test_sd_template_on_a_random_checkpoint(server):
     assert "lora key not loaded" not in server.log.read_text()[before:]
 
 
+def test_core_nodes_give_images_and_a_model_and_take_losses_and_pictures(server):
+    """Load Image Dataset from Folder and Load Checkpoint in; Plot Loss Graph, Save LoRA Weights and Preview out."""
+
+    def node(kind, **inputs):
+        return {"class_type": kind, "inputs": inputs}
+
+    template = workflow("unlearn-with-sd15-checkpoint", steps=3, name="core", resolution=64)
+    options = {**demo()["2"]["inputs"], "batch_unlabeled": 1, "batch_sensitive": 1}
+    learn = {name: value for name, value in template["7"]["inputs"].items() if name != "plan"}
+    graph = {
+        "1": node("LoadImageSetFromFolderNode", folder="unlabeled", resize_method="None"),
+        "2": node("CheckpointLoaderSimple", ckpt_name="tiny.safetensors"),
+        "3": node("PUDataset", **{**template["3"]["inputs"], "unlabeled_images": ["1", 0]}),
+        "4": node("PUCheckpointFromModel", model=["2", 0], clip=["2", 1], vae=["2", 2]),
+        "5": node("PUOptions", **options),
+        "7": node("PUUnlearn", **{**learn, "dataset": ["3", 0], "checkpoint_link": ["4", 0], "options": ["5", 0]}),
+        "8": node("LossGraphNode", loss=["7", 7], filename_prefix="losses"),
+        "9": node("SaveLoRANode", lora=["7", 0], prefix="loras/saved"),
+        "10": node("PreviewImage", images=["7", 6]),
+        "11": node("PreviewAny", source=["7", 9]),
+    }
+    graph["3"]["inputs"]["unlabeled"] = "unlabeled"
+    history, last = server.run(graph)
+    assert last[0] == "execution_success", last
+    shown = {key: output.get("images", []) for key, output in history["outputs"].items()}
+    assert len(shown["8"]) == 1
+    assert len(shown["10"]) == 16  # one by one
+    assert float(history["outputs"]["11"]["text"][0]) >= -1
+    made = server.base / "temp" / "pu_unlearn"
+    assert sorted(len(list(folder.glob("*.png"))) for folder in made.iterdir()) == [0, 4]  # checkpoints, images
+    (saved,) = (server.base / "output" / "loras").glob("saved*.safetensors")
+    assert load_file(saved).keys() == load_file(server.base / "output" / "loras" / "core.safetensors").keys()
+
+
 PATCHED = """
 import json, sys
 checkpoint, file = sys.argv[1:]

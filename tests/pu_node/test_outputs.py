@@ -25,7 +25,7 @@ def named(comfy, name, /, **values):
 def test_the_numbers_of_a_training_come_out(comfy):
     found = named(comfy, "PUUnlearn", checkpoint=DEMO, steps=4, name="x")
     assert list(found)[:5] == ["lora", "path", "curve", "before_after", "report"]  # links go by position
-    assert (found["prior"], found["prior_low"], found["prior_high"]) == (0.2, 0.12, 0.34)
+    assert (found["prior_used"], found["prior_low"], found["prior_high"]) == (0.2, 0.12, 0.34)
     assert (found["rate_before"], found["rate_after"]) == (0.5, 0.9)
     again = named(comfy, "PUUnlearn", checkpoint=DEMO, steps=4, name="x")
     assert (again["prior_low"], again["rate_after"]) == (0.12, 0.9)

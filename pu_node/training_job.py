@@ -136,11 +136,11 @@ class Job:
 
     def _how_to_resume(self, settings: Mapping[str, Any]) -> str:
         """Return the message after a cancelled training."""
-        steps = self._state.step
-        if not any((self.host.output / settings["name"] / "state").glob("step*.safetensors")):
+        run, steps = self.host.output / settings["name"], self._state.step
+        if not any(run.glob("state/step*.safetensors")) and not (run / "config.toml").is_file():
             return f"Stopped at step {steps}, before the first save: there is nothing to resume." if steps else ""
         resume = f'python -m trainer --resume --name "{settings["name"]}" --output-dir "{settings["output_dir"]}"'
-        return f"Stopped at step {steps}. To resume, run: {resume}"
+        return f"Stopped {f'at step {steps}' if steps else 'before the first step'}. To resume, run: {resume}"
 
     def alone(self, work: Callable[[], Result]) -> Result:
         """Run something short with the card reserved as for a training. Raises: ValueError if a training is running."""

@@ -206,6 +206,7 @@ CASES = {
     "prior": Case(0.6, weights),
     "temperature": Case(4.0, weights),
     "temperature_mode": Case("fixed", weights),
+    "sensitive_weight": Case(0.5, weights),
     "min_snr_gamma": Case(0.5, weights),
     "calibration_samples": Case(2, weights),
     "sensitive_prompt_share": Case(1.0, weights, {"sensitive_prompt": "the digit three"}),

@@ -17,7 +17,7 @@ from trainer.evaluation import findings
 from trainer.metrics import image_quality, judges
 from trainer.metrics.judges import Accuracy, Judge
 from trainer.metrics.statistics import components, frechet_distance, kernel_distance, paired, wilson
-from trainer.reporting.verdict import about_growth, about_rates, is_memorising
+from trainer.reporting.verdict import about_growth, about_harm, about_negative_risk, about_rates, is_memorising
 
 QUICK = ("--steps", "4", "--strengths", "0,1", "--retain-prompts", "a photo of the digit two")
 
@@ -401,6 +401,26 @@ def test_memorising_is_noticed_when_the_held_out_images_fall_behind(trained, hel
     assert is_memorising(growth) == warns
     assert ("unlearns these images more than what they have in common" in (about_growth(growth) or "")) == warns
     assert not is_memorising({})
+
+
+@pytest.mark.parametrize(
+    ("growth", "normal"),
+    [
+        ({"unlabeled": 1.2, "trained": 2.1, "held_out": 2.0}, None),  # the hidden ones alone: normal ones are at 1.0
+        ({"unlabeled": 1.8, "trained": 2.0, "held_out": 1.0}, "2.00"),
+        ({"unlabeled": 1.6, "trained": 1.0}, "1.75"),  # nothing held out
+        ({"unlabeled": 9.0}, None),
+        ({"trained": 9.0, "held_out": 9.0}, None),
+    ],
+)
+def test_harm_is_told_by_the_normal_images_alone(growth, normal):
+    found = about_harm(growth, prior=0.2)
+    assert found is None if normal is None else f"The loss on normal images grew × {normal}:" in found
+
+
+def test_a_normal_risk_that_is_often_negative_is_explained():
+    assert about_negative_risk(30, 600, 0.2) is None
+    assert "negative in 31 of 600 steps. Either the prior of 0.2 is too high" in about_negative_risk(31, 600, 0.2)
 
 
 @pytest.mark.parametrize(

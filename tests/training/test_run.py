@@ -322,6 +322,28 @@ def test_a_disk_that_does_not_take_the_state(digit_folders, tmp_path, monkeypatc
     assert RunDir(tmp_path, "pu-lora").load_state()["progress"]["step"] == 2
 
 
+def test_a_run_that_does_harm_warns_once_and_keeps_the_lora_from_before(trainer, digit_folders, tmp_path, monkeypatch):
+    """The loss on normal images grows from step 3 on: the LoRA of step 2 is the one that --save-every wrote."""
+    healthy, harmful = ({"unlabeled": u, "trained": 1.1, "held_out": 1.0} for u in (1.1, 3.0))
+    measured = iter([healthy, healthy, harmful, harmful])
+    monkeypatch.setattr("trainer.training.training_loop.TrainingLoop.loss_growth", lambda loop: next(measured))
+    more = ["--steps", 4, "--save-state-every", 1, "--prior", 0.2, "--images", 0, "--name", "x", "--events", "jsonl"]
+    done = trainer(*own(digit_folders, *more, "--output-dir", tmp_path / "watched"))
+    assert done.returncode == 0, done.stderr
+    said = [e["message"] for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "warning"]
+    (text,) = [text for text in said if text.startswith("step")]
+    assert text.startswith("step 3: The loss on normal images grew × 3.50: the model is losing what it should keep.")
+    assert text.endswith("The LoRA of step 2, before that, is kept as x-000002.safetensors.")
+    measured = iter([healthy] * 4)
+    done = trainer(*own(digit_folders, *more, "--save-every", 2, "--output-dir", tmp_path / "saved"))
+    assert done.returncode == 0, done.stderr
+    kept, saved = (
+        safetensors.torch.load_file(tmp_path / folder / "x-000002.safetensors") for folder in ("watched", "saved")
+    )
+    assert all(torch.equal(kept[name], saved[name]) for name in saved)
+    assert lora_file.read_metadata(tmp_path / "watched" / "x-000002.safetensors")["pu_steps"] == "2"
+
+
 def test_the_sample_behind_a_non_finite_loss_is_named(digit_folders, tmp_path, monkeypatch, capsys):
     """One image's error is made nan wherever it appears."""
     from trainer.__main__ import main

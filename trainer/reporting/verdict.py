@@ -6,6 +6,8 @@ WEAK_SHARE = 0.5  # of the way from the rate before to the best possible one
 WEAK_GROWTH = 1.02  # of the loss on held-out sensitive images
 NOTHING_TO_GAIN = 0.05  # between the rate before and the best possible one
 MEMORISING_GROWTH = 1.1  # of the loss on sensitive images trained on
+HARMFUL_GROWTH = 1.5  # of the loss on normal images
+OFTEN_NEGATIVE = 0.05  # share of the steps in which the normal risk is negative
 STRONGER = "more steps or a higher temperature"
 
 
@@ -56,7 +58,7 @@ def about_growth(growth: Mapping[str, float]) -> str | None:
 
     Returns: a sentence; None if the loss grew on both, or nothing was measured.
     """
-    if len(growth) < 2:
+    if not {"trained", "held_out"} <= growth.keys():
         return None
     if is_memorising(growth):
         return (
@@ -74,7 +76,41 @@ def about_growth(growth: Mapping[str, float]) -> str | None:
 
 def is_memorising(growth: Mapping[str, float]) -> bool:
     """Return whether the loss grows on the sensitive images trained on, but less than half as much on held-out ones."""
-    if len(growth) < 2:
+    if not {"trained", "held_out"} <= growth.keys():
         return False
     trained, held_out = growth["trained"] - 1, growth["held_out"] - 1
     return trained > MEMORISING_GROWTH - 1 and held_out < trained / 2
+
+
+def about_harm(growth: Mapping[str, float], prior: float) -> str | None:
+    """Interpret by what factor the loss on normal images has grown, which nobody has labelled.
+
+    The loss on unlabeled images is (1 - prior) times that on normal ones, and prior times that on sensitive ones.
+
+    Args: growth: by kind: "unlabeled", "trained", "held_out". prior: share of sensitive images among the unlabeled.
+    Returns: a sentence; None if it has hardly grown, or was not measured.
+    """
+    sensitive = growth.get("held_out", growth.get("trained"))
+    if sensitive is None or "unlabeled" not in growth:
+        return None
+    normal = (growth["unlabeled"] - prior * sensitive) / (1 - prior)
+    if normal < HARMFUL_GROWTH:
+        return None
+    return (
+        f"The loss on normal images grew × {normal:.2f}: the model is losing what it should keep. Try fewer steps, or "
+        "a lower learning rate, temperature or sensitive weight."
+    )
+
+
+def about_negative_risk(negative: int, steps: int, prior: float) -> str | None:
+    """Interpret in how many steps the normal risk, which no real loss can be below 0, was negative.
+
+    Returns: a sentence; None if it was seldom so.
+    """
+    if negative <= OFTEN_NEGATIVE * steps:
+        return None
+    return (
+        f"The loss on normal images, which the objective derives, was negative in {negative} of {steps} steps. Either "
+        f"the prior of {prior:g} is too high for these images, or the sensitive images are so few that the model knows "
+        "them by heart. Try a lower prior, more sensitive images or fewer steps."
+    )

@@ -23,11 +23,12 @@ def warnings(trained: TrainedModel, evaluation: Evaluation) -> list[str]:
     if config.objective == "unsupervised":  # the baseline that does not unlearn
         return []
     before, after, ceiling = evaluation.before, evaluation.after, evaluation.ceiling
-    if not (before and after and ceiling):
-        return [text] if (text := verdict.about_growth(growth)) else []
-    intervals = before.interval, after.interval
-    found = [verdict.about_rates(before.share, after.share, best=ceiling.share, intervals=intervals)]
-    if verdict.is_memorising(growth):
+    found = [verdict.about_harm(growth, float(config.prior))]
+    found.append(verdict.about_negative_risk(trained.negative_steps, config.steps, float(config.prior)))
+    if before and after and ceiling:
+        intervals = before.interval, after.interval
+        found.append(verdict.about_rates(before.share, after.share, best=ceiling.share, intervals=intervals))
+    if not before or verdict.is_memorising(growth):
         found.append(verdict.about_growth(growth))
     return [text for text in found if text]
 

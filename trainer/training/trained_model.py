@@ -16,3 +16,4 @@ class TrainedModel:
     network: TrainedNetwork
     device: torch.device
     loss_growth: dict[str, float]  # see TrainingLoop.loss_growth
+    negative_steps: int = 0  # in which the normal risk was negative

@@ -53,6 +53,7 @@ class Progress:
     step: int = 0
     sign: int = 1
     sign_flips: int = 0
+    negative: int = 0  # steps in which the normal risk was negative
 
 
 class TrainingLoop:
@@ -169,7 +170,8 @@ class TrainingLoop:
             if not self.learner.step(lr):
                 continue
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
-            self.progress = Progress(step + 1, outcome.sign, flips)
+            negative = self.progress.negative + (outcome.risks.normal < 0)
+            self.progress = Progress(step + 1, outcome.sign, flips, negative)
             if self.learner.network.is_from_scratch:
                 self._scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
             self.last = self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)

@@ -158,7 +158,8 @@ def main(argv: Sequence[str]) -> int:
     if is_here or config.vram_budget:
         lines.append(f"{'fits into' if fits else 'does not fit into'} {budget / 1024:.1f} GiB")
     if invocation.events:
-        EventWriter(is_on=True).emit("plan", fits=fits, lines=lines)
+        known = budget / 1024 if is_here or config.vram_budget else None
+        EventWriter(is_on=True).emit("plan", fits=fits, budget_gib=known, lines=lines)
         return errors.DONE  # the answer is the event; a node shows it either way
     print("\n".join(lines))
     return errors.DONE if fits else errors.OUT_OF_MEMORY

@@ -41,7 +41,8 @@ class Console:
         self.bar: tqdm | None = None
         self._logging_dir = logging_dir
         self._tensorboard: Any = None
-        self._begin_tracker, self._tracker = tracker, None
+        self._begin_tracker = tracker
+        self._tracker: Tracker | None = None
         self.phase = ""
 
     def emit(self, event: str, **fields: Any) -> None:

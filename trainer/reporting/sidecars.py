@@ -25,12 +25,10 @@ def write_card(path: Path, *, base: str | None, rates: Mapping[str, float], **va
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    about = {"task_type": "text-to-image", "dataset_type": "generated", "dataset_name": "pictures of one prompt"}
+    about: dict[str, Any] = {"task_type": "text-to-image", "dataset_type": "generated", "dataset_name": "pictures"}
+    about["metric_type"] = "non-sensitive-rate"
     results = [
-        EvalResult(
-            **about, metric_type="non-sensitive-rate", metric_name=f"non-sensitive rate {kind}", metric_value=value
-        )
-        for kind, value in rates.items()
+        EvalResult(**about, metric_name=f"non-sensitive rate {kind}", metric_value=rate) for kind, rate in rates.items()
     ]
     data = ModelCardData(
         library_name="diffusers",

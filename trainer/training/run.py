@@ -196,14 +196,14 @@ def _train_and_save(
         for report in loop.steps():
             context.emit("step", **asdict(report))
             is_last = report.step == config.steps
-            if report.step % every == 0 or is_last:
-                growth = _checkpoint(prepared, context, loop)
-                watch.look(job, context, loop, growth, started)
             if is_first and config.save_every and report.step % config.save_every == 0 and not is_last:
                 save_result(job, context, loop, started, at_step=report.step)
             if is_first and config.sample_every and report.step % config.sample_every == 0 and not is_last:
                 so_far = TrainedModel(job, loop.learner.network, context.device, growth)
                 _try_picture(picture, so_far, report.step, context)
+            if report.step % every == 0 or is_last:  # last: a run killed before it makes what belongs to the step again
+                growth = _checkpoint(prepared, context, loop)
+                watch.look(job, context, loop, growth, started)
     except (Stopped, Exception) as error:
         is_known = isinstance(error, Stopped | NonFinite) or devices.is_out_of_memory(error)
         if is_known and loop.progress.step and loop.learner.is_whole and is_first:

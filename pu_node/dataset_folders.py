@@ -44,17 +44,24 @@ def of_images(pictures: Sequence[Image.Image], captions: Sequence[str], root: Pa
     return _made(root / _hash("\n".join(sorted(files)).encode()), write)
 
 
-def of_folders(folders: Sequence[Path], root: Path, digests: result_cache.Digests) -> Path:
-    """Put the files of several folders into one below root, as links where the disk has them. Return it."""
+def of_folders(folders: Sequence[Path], root: Path, digests: result_cache.Digests, apart: Sequence[Path] = ()) -> Path:
+    """Put the files of several folders into one below root, as links where the disk has them. Return it.
+
+    Args: apart: folders that do not belong to them where they lie inside.
+    """
+
+    def wanted(folder: Path) -> list[Path]:
+        inside = {other for other in apart if folder in other.parents}
+        return [file for file in result_cache.files_in(folder) if not inside & set(file.parents)]
 
     def write(target: Path) -> None:
         for i, folder in enumerate(folders):
-            for file in result_cache.files_in(folder):
+            for file in wanted(folder):
                 place = target / str(i) / file.relative_to(folder)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _link(file, place)
 
-    found = [digests.of(folder) for folder in folders]
+    found = [digests.of_files(folder, wanted(folder)) for folder in folders]
     digests.save()
     return _made(root / _hash("\n".join(found).encode()), write)
 

@@ -172,7 +172,7 @@ class PUDataset(io.ComfyNode):
         values = {name: value if name in LISTS else _one(value) for name, value in given.items() if value is not None}
         folders = _folders(values)
         dataset = {
-            **{kind: str(_place(kind, folders[kind], values)) for kind in KINDS},
+            **_places(folders, values),
             "prompt": values["prompt"] or None,
             "sensitive_prompt": values["sensitive_prompt"] or None,
             "resolution": values["resolution"],
@@ -186,16 +186,32 @@ class PUDataset(io.ComfyNode):
         return io.NodeOutput(dataset, shown, found["text"])
 
 
-def _place(kind: str, folders: Sequence[Path], values: Mapping[str, Any]) -> Path:
-    """Return the one folder that the trainer reads: the chosen one, or one made of several, or of images."""
+def _places(folders: Mapping[str, Sequence[Path]], values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the one folder of each kind that the trainer reads: the chosen one, or one made of all that is given."""
     from . import comfy_host
 
-    made = comfy_host.made_folder()
-    if images := values.get(f"{kind}_images"):
-        captions = values.get(f"{kind}_captions") or []
-        texts = [captions] if isinstance(captions, str) else [text or "" for text in captions]
-        try:
-            folders = [*folders, dataset_folders.of_images(comfy_host.pictures(images), texts, made)]
-        except ValueError as error:
-            raise ValueError(f"{kind} images: {error}") from None
-    return folders[0] if len(folders) == 1 else dataset_folders.of_folders(folders, made, comfy_host.digests())
+    sources = {kind: [*folders[kind], *_written(kind, values)] for kind in KINDS}
+    is_plain = all(len(given) == 1 for given in sources.values())
+    found = {}
+    for kind, other in zip(KINDS, reversed(KINDS), strict=True):
+        own, apart = sources[kind], sources[other]  # one folder may lie inside another of the other kind
+        is_one = len(own) == 1 and not any(own[0] in folder.parents for folder in apart)
+        joined = own[0] if is_plain or is_one else None
+        joined = joined or dataset_folders.of_folders(own, comfy_host.made_folder(), comfy_host.digests(), apart)
+        found[kind] = str(joined)
+    return found
+
+
+def _written(kind: str, values: Mapping[str, Any]) -> list[Path]:
+    """Return the folder that the images of the graph were written to, if there are any."""
+    from . import comfy_host
+
+    if f"{kind}_images" not in values:
+        return []
+    captions = values.get(f"{kind}_captions") or []
+    texts = [captions] if isinstance(captions, str) else [text or "" for text in captions]
+    pictures = comfy_host.pictures(values[f"{kind}_images"])
+    try:
+        return [dataset_folders.of_images(pictures, texts, comfy_host.made_folder())]
+    except ValueError as error:
+        raise ValueError(f"{kind} images: {error}") from None

@@ -199,7 +199,9 @@ def comfy(monkeypatch, tmp_path):
         get_output_directory=lambda: str(tmp_path / "output"),
         get_input_directory=lambda: str(tmp_path / "input"),
         get_temp_directory=lambda: str(tmp_path / "temp"),
-        get_input_subfolders=lambda: sorted(p.name for p in (tmp_path / "input").iterdir() if p.is_dir()),
+        get_input_subfolders=lambda: sorted(
+            p.relative_to(tmp_path / "input").as_posix() for p in (tmp_path / "input").rglob("*") if p.is_dir()
+        ),
         get_filename_list=found.listed,
         get_folder_paths=lambda kind: [str(path) for path in found.paths(kind)],
         get_full_path_or_raise=found.full_path,

@@ -100,6 +100,23 @@ def test_several_folders_are_one_to_the_trainer(comfy):
     assert made(comfy, **values)["unlabeled"] != str(folder)
 
 
+def test_a_sensitive_folder_inside_the_unlabeled_one_stays_apart(comfy):
+    """The trainer does that for two plain folders; here it reads others, made of them."""
+    comfy.folder("all", "a")
+    comfy.folder("all/bad", "b")
+    comfy.folder("more", "c")
+    plain = {"unlabeled": "all", "sensitive": "all/bad"}
+    assert made(comfy, **plain)["unlabeled"] == str(comfy.root / "input" / "all")
+
+    def texts(folder):
+        return sorted(path.read_text() for path in Path(folder).rglob("*.png"))
+
+    found = made(comfy, **plain, more_unlabeled="more")
+    assert (texts(found["unlabeled"]), texts(found["sensitive"])) == (["a", "c"], ["b"])
+    found = made(comfy, **plain, more_sensitive="more")
+    assert (texts(found["unlabeled"]), texts(found["sensitive"])) == (["a"], ["b", "c"])
+
+
 def test_images_and_further_folders_go_together(comfy):
     comfy.folder("two", "c")
     folder = Path(made(comfy, unlabeled_images=[batch(10)], more_unlabeled="two")["unlabeled"])

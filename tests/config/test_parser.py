@@ -34,8 +34,8 @@ OPTIONS = {  # of each command: users' scripts name them
     sensitive data prompt sensitive-prompt resolution bucket no-bucket flip no-flip crops caption-dropout
     clip-skip exclude skip-bad-images no-skip-bad-images objective prior beta temperature temperature-mode
     sensitive-weight min-snr-gamma calibration-samples sensitive-prompt-share keep-prompts steps batch-unlabeled
-    batch-sensitive lr warmup-steps max-grad-norm weight-decay network rank alpha optimizer precision save-precision device seed
-    vram-budget micro-batch checkpointing weights offload attention init-lora name output-dir save-state-every
+    batch-sensitive lr warmup-steps max-grad-norm weight-decay network rank alpha optimizer precision save-precision
+    device seed vram-budget micro-batch checkpointing weights offload attention init-lora name output-dir save-state-every
     keep-states keep-cache no-keep-cache logging-dir save-merged metadata images sample-every sample-steps
     guidance rate-images recursive no-recursive folder-repeats no-folder-repeats caption-prefix caption-suffix
     shuffle-caption no-shuffle-caption keep-tokens max-token-length noise-offset save-every lr-scheduler

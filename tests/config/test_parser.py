@@ -29,7 +29,8 @@ from trainer.config.train_config import Count, option
 ROOT = Path(__file__).parents[2]
 
 OPTIONS = {  # of each command: users' scripts name them
-    "": """config resume dry-run events follow-parent sheet lowvram medvram highvram base vae prediction-type settings-from
+    "": """config resume dry-run events follow-parent sheet lowvram medvram highvram base vae prediction-type
+    settings-from
     sidecars no-sidecars log-with sample-prompts unlabeled sensitive data prompt sensitive-prompt resolution
     bucket no-bucket flip no-flip crops caption-dropout clip-skip exclude skip-bad-images no-skip-bad-images
     objective prior beta temperature temperature-mode sensitive-weight min-snr-gamma calibration-samples

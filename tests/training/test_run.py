@@ -292,7 +292,7 @@ def test_out_of_memory_has_its_own_exit_code(digit_folders, tmp_path, monkeypatc
     def errors(self, *arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(denoiser.Denoiser, "errors", errors)
+    monkeypatch.setattr(denoiser.Denoiser, "errors_of", errors)
     assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path, "--keep-cache")]) == 3
     said = capsys.readouterr().err
     assert re.search(r"Largest saving still off: --[a-z-]+ \w+ \(predicted peak \d+ instead of \d+ MiB", said), said
@@ -349,15 +349,17 @@ def test_the_sample_behind_a_non_finite_loss_is_named(digit_folders, tmp_path, m
     from trainer.__main__ import main
     from trainer.training import denoiser
 
-    genuine = denoiser.Denoiser.errors
+    genuine = denoiser.Denoiser.inputs
 
-    def errors(self, draws, step, t=None):
-        found, times, elements = genuine(self, draws, step, t)
-        is_bad = torch.tensor([step == 2 and d.sample.path.name == named[0] for d in draws])
-        return found * torch.where(is_bad, float("nan"), 1.0), times, elements
+    def inputs(self, draws, step, t=None):
+        found = genuine(self, draws, step, t)
+        for draw, target in zip(draws, found.target, strict=True):
+            if step == 2 and draw.sample.path.name == named[0]:
+                target.fill_(float("nan"))
+        return found
 
     named = ["none"]
-    monkeypatch.setattr(denoiser.Denoiser, "errors", errors)
+    monkeypatch.setattr(denoiser.Denoiser, "inputs", inputs)
     from trainer.data.sampler import Batches
 
     first = Batches.unlabeled

@@ -113,8 +113,8 @@ class TrainConfig(BaseModel):
     )
     sensitive_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = option(
         "auto",
-        "weight of the push away from sensitive images; auto: the prior, within bounds that keep training stable; in "
-        "the paper it is always the prior",
+        "weight of the push away from sensitive images; auto: as strong at every prior and temperature (the paper's "
+        "is the prior)",
     )
     min_snr_gamma: float | None = option(
         None,

@@ -41,26 +41,26 @@ def sensitive_slope(losses: Tensor) -> Tensor:
     return -torch.exp(-losses) / -torch.expm1(-losses)
 
 
-LEAST_WEIGHT = 0.1  # where few of the unlabeled images are sensitive, the base model may still make many
-FARTHEST = 2.0  # beyond the normal images' mean, in distances between the two kinds' means
+PUSH = 2 / 3  # of the pull of normal images, where noise hides the kind; at 1 the objective has no minimum
 
 
 def sensitive_weight(prior: float, temperature: float) -> float:
-    """Return the weight a of the sensitive risk: the prior, within bounds that keep the objective stable.
+    """Return the weight a of the sensitive risk with which its push is as strong at every prior and temperature.
 
     With much noise a sample does not show of which kind it is. There normal images pull on the prediction with weight
     1 - prior, and sensitive ones push with weight p = a / (exp(1 / temperature) - 1), the slope of phi at the base
-    model's error. The prediction that minimises the sum lies beyond the normal mean by p / (1 - prior - p) distances
-    between the two means. Where p reaches 1 - prior there is none: errors grow until phi saturates, and pictures break.
-    With a = prior that begins at a prior of 1 - exp(-1 / temperature), 0.28 at a temperature of 3.
+    model's error. The prediction that minimises the sum lies beyond the normal images' mean, by p / (1 - prior - p)
+    distances between the two means. Where p reaches 1 - prior there is none: errors grow until phi saturates.
+
+    The paper's a, the prior, pushes too little where the prior is small, and has no minimum where the prior is above
+    1 - exp(-1 / temperature). Here p is PUSH * (1 - prior), so the minimum lies two distances beyond, and the
+    temperature says how far errors on sensitive images grow before the push fades.
 
     Args:
         prior: share of sensitive samples in the unlabeled set, 0 < prior < 1.
         temperature: in the base model's own errors (`per-timestep`).
     """
-    slope = 1 / math.expm1(1 / temperature)
-    most = FARTHEST / (1 + FARTHEST) * (1 - prior) / slope
-    return min(max(prior, LEAST_WEIGHT), most)
+    return PUSH * (1 - prior) * math.expm1(1 / temperature)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One step's gradient from micro-batches: exactly the full batch's, whatever their size. Knows no model."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -43,8 +43,8 @@ def accumulate(
     samples, and the sensitive ones run again with what they lack: w(-s) = -w(s) + (w(s) + w(-s)).
 
     Args:
-        losses_of: (differentiable losses [n], importance [n]) of some members, unlabeled ones first; the same at every
-            call.
+        losses_of: (differentiable losses [n], importance [n]) of a micro-batch, see `micro_batches`, or of its end,
+            the sensitive members; the same at every call.
         sensitive: may be empty where the objective ignores them.
         micro_batch: members in the model at once; changes memory and speed only.
         shape_of: members of one micro-batch have the same.
@@ -54,10 +54,10 @@ def accumulate(
     _clear(parameters)
     members, n, s = [*unlabeled, *sensitive], len(unlabeled), assumed_sign
 
-    def run(places: range, weigh: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Add sum_i w_i * d l_i to the gradients. Returns: [2, members] losses and importance of those at places."""
+    def run(parts: Sequence[list[int]], weigh: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Add sum_i w_i * d l_i to the gradients. Returns: [2, members] losses and importance of those in parts."""
         order, found = [], [parameters[0].new_zeros(2, 0, dtype=torch.float32)]
-        for part in _parts(ranks.share(places), lambda i: shape_of(members[i]), micro_batch):
+        for part in parts:
             losses, importance = losses_of([members[i] for i in part])
             backward((weigh(losses.detach(), sum(i < n for i in part)) * importance * losses).sum())
             order += part
@@ -71,7 +71,8 @@ def accumulate(
     def missing(losses: Tensor, n_unlabeled: int) -> Tensor:
         return weights.sensitive(losses, s) + weights.sensitive(losses, -s)
 
-    found = run(range(len(members)), assumed)
+    mine = micro_batches(members, micro_batch, shape_of, ranks)
+    found = run(mine, assumed)
     ranks.sum([found])
     losses, importance = found.cpu()  # here the host waits for the device, once a step
     kinds, factors = (losses[:n], losses[n:]), (importance[:n], importance[n:])
@@ -80,18 +81,19 @@ def accumulate(
     gradients = _gradients(parameters)
     if flipped:
         torch._foreach_neg_(gradients)
-        run(range(n, len(members)), missing)
+        run([again for part in mine if (again := [i for i in part if i >= n])], missing)
     ranks.sum(gradients)
     return Outcome(outcome, -s if flipped else s, flipped)
 
 
-def _parts(places: Sequence[int], shape_of: Callable[[int], Hashable], size: int) -> Iterator[list[int]]:
-    """Yield the micro-batches: members of one shape, in ascending order."""
+def micro_batches(
+    members: Sequence[T], size: int, shape_of: Callable[[T], Hashable] = lambda member: None, ranks: Ranks = ONE
+) -> list[list[int]]:
+    """Return the places of the members of this rank's micro-batches, ascending in each."""
     groups: dict[Hashable, list[int]] = {}
-    for i in places:
-        groups.setdefault(shape_of(i), []).append(i)
-    for group in groups.values():
-        yield from (group[i : i + size] for i in range(0, len(group), size))
+    for i in ranks.share(range(len(members))):
+        groups.setdefault(shape_of(members[i]), []).append(i)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
 
 def _in_place(found: Tensor, order: Sequence[int], n: int) -> Tensor:

@@ -13,7 +13,7 @@ from ..common.wording import counted
 from ..config.train_config import to_toml, with_absolute_paths
 from ..data import sampler
 from ..data.job import TrainingJob
-from ..data.latent_cache import Encoded, LatentCache
+from ..data.latent_cache import Encoded, LatentCache, hold
 from ..generation.preservation import preservation_samples
 from ..memory import devices, planner
 from ..memory.memory_plan import DTYPES, MemoryPlan
@@ -166,7 +166,7 @@ def _load_loop(prepared: Prepared, context: RunContext, plan: MemoryPlan, state:
     denoiser = Denoiser(
         network.unet,
         DTYPES[plan.precision],
-        prepared.encoded,
+        hold(prepared.encoded),
         base_model.load_noise_schedule(job.base),
         job.config.seed,
         context.device,

@@ -32,7 +32,7 @@ from trainer.reporting.run_dir import RunDir
 from trainer.reporting.run_history import RunSummary
 from trainer.training import report as training_report
 from trainer.training.before_after import Evaluation
-from trainer.training.trained_model import TrainedModel
+from trainer.training.learner import TrainedModel
 
 EVIL = "<script>alert('1')</script>&\""
 STEP = {"event": "step", "step": 1, "of": 1, "risk_unlabeled": 0.5, "risk_sensitive": 0.4, "normal_risk": 0.3}

@@ -8,6 +8,7 @@ NOTHING_TO_GAIN = 0.05  # between the rate before and the best possible one
 MEMORISING_GROWTH = 1.1  # of the loss on sensitive images trained on
 HARMFUL_GROWTH = 1.5  # of the loss on normal images
 OFTEN_NEGATIVE = 0.05  # share of the steps in which the normal risk is negative
+FEW_STEPS = 5  # in which it may be negative by chance
 STRONGER = "more steps or a higher temperature"
 
 
@@ -107,7 +108,7 @@ def about_negative_risk(negative: int, steps: int, prior: float) -> str | None:
 
     Returns: a sentence; None if it was seldom so.
     """
-    if negative <= OFTEN_NEGATIVE * steps:
+    if negative <= max(FEW_STEPS, OFTEN_NEGATIVE * steps):
         return None
     return (
         f"The loss on normal images, which the objective derives, was negative in {negative} of {steps} steps. Either "

@@ -18,7 +18,7 @@ from ..generation.generate import PictureSettings, generate_pictures
 from ..metrics.digit_judge import DigitJudge, Rate
 from ..models import base_model, pipeline
 from ..reporting.run_context import RunContext
-from .trained_model import TrainedModel
+from .learner import TrainedModel
 
 AT_STEP = 9  # pictures during training: enough to see, few enough not to hold it up
 

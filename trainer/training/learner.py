@@ -1,5 +1,6 @@
 """The trained network with its optimizer and accelerator. Knows nothing of risks or samples."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,17 @@ from ..models import base_model, lora_file
 from ..models.networks import FullNetwork, LoraNetwork, TrainedNetwork, attach_lora, train_whole
 from ..reporting.run_context import RunContext
 from . import optimizers
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a run hands on after training, or during it: what pictures and report need."""
+
+    job: TrainingJob  # with what was estimated in the place of auto
+    network: TrainedNetwork
+    device: torch.device
+    loss_growth: dict[str, float]  # see TrainingLoop.loss_growth
+    negative_steps: int = 0  # in which the normal risk was negative
 
 
 def lora_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> LoraNetwork:

@@ -13,8 +13,8 @@ from ..reporting import curves, html, sidecars, verdict
 from ..reporting.plots import draw_loss_curves
 from ..reporting.run_dir import RunDir
 from .before_after import Evaluation
+from .learner import TrainedModel
 from .saving import public_settings
-from .trained_model import TrainedModel
 
 
 def warnings(trained: TrainedModel, evaluation: Evaluation) -> list[str]:

@@ -23,9 +23,8 @@ from ..reporting import verdict
 from ..reporting.run_context import RunContext
 from . import resume
 from .denoiser import Denoiser
-from .learner import Learner, check_init_lora, full_network, lora_network
+from .learner import Learner, TrainedModel, check_init_lora, full_network, lora_network
 from .saving import save_merged, save_result
-from .trained_model import TrainedModel
 from .training_loop import TrainingLoop
 
 CHECKPOINTS = 10  # states and probes over a run

@@ -4,6 +4,8 @@ import json
 import sys
 
 import pytest
+from accelerate import tracking
+from accelerate.utils import LoggerType
 
 from trainer.reporting.console import Console
 from trainer.reporting.run_dir import RunDir
@@ -35,6 +37,8 @@ def told(tmp_path, monkeypatch):
     (tmp_path / "package" / "trackio-1.0.dist-info" / "METADATA").write_text("Name: trackio\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(tmp_path / "package")
     monkeypatch.setenv("TRACKIO_TOLD", str(tmp_path / "told"))
+    # accelerate looks once, when it is imported: in this process that may have been before
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TRACKIO])
     yield lambda: [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     sys.modules.pop("trackio", None)
 

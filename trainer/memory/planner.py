@@ -64,6 +64,8 @@ def choose(
     for tier in _tiers(shape, wanted, precision):
         if budget_mib == float("inf"):
             return tier[0], None
+        if fits(tier[0]):
+            return tier[0], estimates[tier[0]]
         last = tier[-1]
         if fits(last):
             first = bisect.bisect_left(tier, True, key=fits)

@@ -76,10 +76,15 @@ def _settle_resume(job: TrainingJob, context: RunContext) -> dict[str, Any] | No
 def _choose_memory_plan(job: TrainingJob, context: RunContext, state: dict[str, Any] | None) -> MemoryPlan:
     """Choose what --micro-batch and the other memory settings left open, and report what that will take."""
     config = resume.with_formats(job.config, state, context.device)
+    if context.device.type != "cuda" and config.offload == "auto":
+        config = config.model_copy(update={"offload": 0})  # to where the weights are already
     budget = devices.budget_mib(context.device, config.vram_budget)
     own = devices.choose_precision(config.precision, context.device)
     precision = devices.common_precision(context.ranks.all_gather(own))
     plan, estimate = planner.resolve(config, job.base, precision, budget)
+    if len(set(context.ranks.all_gather(plan.weights))) > 1:  # one card has no room for what the others keep: one LoRA
+        config = config.model_copy(update={"weights": "fp8"})
+        plan, estimate = planner.resolve(config, job.base, precision, budget)
     if estimate:
         fields = {"budget_mib": budget, "total_mib": estimate.total, "switches": asdict(plan)}
         context.emit("plan", **fields, **asdict(estimate))

@@ -455,3 +455,13 @@ def test_a_card_that_this_torch_cannot_use(tmp_path, monkeypatch, version, is_to
     assert ("built without CUDA" in found) if is_told else found is None
     monkeypatch.setattr(third_party, "which", lambda name: None)
     assert third_party.torch_without_cuda() is None
+
+
+def test_a_steps_state_is_saved_after_what_belongs_to_the_step(trainer, digit_folders, tmp_path):
+    """Or a run killed in between would lack the step's picture and LoRA, as it goes on after the step."""
+    words = own(digit_folders, "--output-dir", tmp_path, "--sample-every", 1, "--save-state-every", 1, "--prior", 0.2)
+    done = trainer(*words, "--steps", 2, "--rank", 2, "--images", 1, "--sample-steps", 1, "--no-sidecars")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (tmp_path / "pu-lora" / "events.jsonl").read_text().splitlines()]
+    order = [(e["event"], e["step"]) for e in events if e["event"] in ("step", "sample", "checkpoint") and "step" in e]
+    assert order == [("step", 1), ("sample", 1), ("checkpoint", 1), ("step", 2), ("checkpoint", 2)]

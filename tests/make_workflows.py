@@ -207,7 +207,7 @@ TRAIN = {
     "rank": 16,
     "lr": 1e-3,
     "prior": 0,
-    "temperature": 3.0,
+    "temperature": 1.5,
     "objective": "pu",
     "seed": 0,
     "name": "pu-digits",
@@ -234,7 +234,7 @@ OPTIONS = {
     "lr_scheduler": "cosine",
     "optimizer": "adamw",
 }
-SD_TRAIN = {**TRAIN, "steps": 1000, "lr": 1e-4, "temperature": 2.0, "name": "pu-lora"}
+SD_TRAIN = {**TRAIN, "steps": 1000, "lr": 1e-4, "name": "pu-lora"}
 DATASET = {
     "unlabeled": "unlabeled",
     "sensitive": "sensitive",

@@ -105,7 +105,7 @@ class TrainConfig(BaseModel):
     prior: Share = option(
         "auto", "share of sensitive images hidden in the unlabeled ones; auto: estimated", exposed=True, also=("beta",)
     )
-    temperature: float = option(2.0, "strength: larger unlearns harder, too large destroys", exposed=True, gt=0)
+    temperature: float = option(1.5, "strength: larger unlearns harder, too large destroys", exposed=True, gt=0)
     temperature_mode: Literal["per-timestep", "fixed"] = option(
         "per-timestep",
         "temperature counts in the base model's own error at each timestep, or is a plain number",

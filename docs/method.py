@@ -23,21 +23,22 @@ from trainer.builtin import MODEL, digits
 
 SEED, STEPS, BATCH_U, BATCH_S = 0, 20, 16, 8
 LR, WARMUP_STEPS, WEIGHT_DECAY, MAX_GRAD_NORM, RANK = 1e-3, 20, 0.01, 1.0, 16
-TEMPERATURE, MAX_SNR, CAPTION_DROPOUT = 3.0, 0.2, 0.05
+TEMPERATURE, PUSH, MAX_SNR, CAPTION_DROPOUT = 1.5, 2 / 3, 0.2, 0.05
 PRIOR = 0.2  # share of sensitive images in U: the true one here; the trainer estimates it
 TIMESTEPS, BINS, SAMPLES_PER_BIN = 1000, 20, 24
 ORDER, NOISE, CAPTION, SPLIT = 0, 1, 2, 4  # independent streams of random numbers
 
 
 def objective(loss_u: Tensor, loss_s: Tensor, weight_u: Tensor, weight_s: Tensor, prior: float) -> Tensor:
-    """Return prior * E_S[phi(l)] + |R|, where l is an error over its temperature and p(normal | x) = exp(-l).
+    """Return a * E_S[phi(l)] + |R|, where l is an error over its temperature and p(normal | x) = exp(-l).
 
     R = E_U[l] - prior * E_S[l] equals (1 - prior) * E_N[l]: the normal images' loss, without one label "normal".
-    phi(l) = -log(1 - exp(-l)) is the loss of calling an image sensitive. The weights are min-SNR's.
+    phi(l) = -log(1 - exp(-l)) is the loss of calling an image sensitive. The weights are min-SNR's. The paper's a is
+    the prior; this one pushes as hard at every prior (trainer/objective/pu_loss.py says why).
     """
+    a = PUSH * (1 - prior) * math.expm1(1 / TEMPERATURE)
     normal_risk = (weight_u * loss_u).mean() - prior * (weight_s * loss_s).mean()
-    phi = -torch.log(-torch.expm1(-loss_s))
-    return prior * (weight_s * phi).mean() + normal_risk.abs()
+    return a * (weight_s * -torch.log(-torch.expm1(-loss_s))).mean() + normal_risk.abs()
 
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS) ** 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,13 @@ def lora_folder() -> Path:
     import folder_paths
 
     return Path(folder_paths.get_output_directory()) / "loras"
+
+
+def made_folder() -> Path:
+    """Return the folder of what is made of a graph's images for a training; ComfyUI empties it when it starts."""
+    import folder_paths
+
+    return Path(folder_paths.get_temp_directory()).resolve() / "pu_unlearn"
 
 
 def demo_lora_folder() -> Path:
@@ -110,11 +117,17 @@ def new_input_folder(name: str) -> Path:
 
 
 def checkpoint(name: str) -> Path | None:
-    """Return the file of a listed checkpoint; None for the built-in demo. Raises: ValueError if it is not listed."""
+    """Return the file of a checkpoint, listed or made of a model; None for the built-in demo.
+
+    Raises: ValueError for any other name.
+    """
     if name == DEMO:
         return None
     import folder_paths
 
+    made = Path(name).resolve()
+    if made_folder() / "checkpoints" == made.parent and made.suffix == ".safetensors" and made.is_file():
+        return made
     if name not in folder_paths.get_filename_list("checkpoints"):
         raise ValueError(f"checkpoint: {name!r} is not in the list of checkpoints; press R if it is new")
     return Path(folder_paths.get_full_path_or_raise("checkpoints", name))
@@ -149,7 +162,7 @@ def _check_dataset(dataset: Mapping[str, Any]) -> None:
 
     root = Path(folder_paths.get_input_directory()).resolve()
     folders = [Path(str(dataset.get(kind, ""))).resolve() for kind in ("unlabeled", "sensitive")]
-    is_inside = all(root in folder.parents for folder in folders)
+    is_inside = all({root, made_folder()} & set(folder.parents) for folder in folders)
     if not is_inside or not set(dataset) <= set(DATASET) or dataset.get("base", "builtin") != "builtin":
         raise ValueError(f"dataset: its folders must lie below ComfyUI's input folder ({root}); connect a PU Dataset")
 
@@ -180,6 +193,11 @@ def image(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)[None]
 
 
+def images(found: Iterable[Image.Image]) -> torch.Tensor:
+    """Return pictures of one size as ComfyUI's IMAGE: [n, height, width, 3], fp32 in 0..1."""
+    return torch.cat([image(picture) for picture in found])
+
+
 def opened(path: str | Path) -> Image.Image:
     """Return the picture in a file as RGB."""
     with Image.open(path) as picture:
@@ -187,8 +205,15 @@ def opened(path: str | Path) -> Image.Image:
 
 
 def picture(tensor: torch.Tensor) -> Image.Image:
-    """Return one picture of ComfyUI's, [height, width, 3] in 0..1, as a Pillow image."""
-    return Image.fromarray((tensor.clamp(0, 1) * 255).round().byte().cpu().numpy())
+    """Return one picture of ComfyUI's, [height, width, 1, 3 or 4] in 0..1, as a Pillow image."""
+    pixels = (tensor.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def pictures(batches: torch.Tensor | Sequence[torch.Tensor]) -> list[Image.Image]:
+    """Return the pictures of an IMAGE, [n, height, width, 3], or of a list of them, whose sizes may differ."""
+    given = [batches] if isinstance(batches, torch.Tensor) else batches
+    return [picture(one) for batch in given for one in (batch if batch.ndim == 4 else [batch])]
 
 
 def check() -> None:

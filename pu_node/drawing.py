@@ -15,6 +15,7 @@ WIDTH = 512  # of a panel: about the width of a node on the screen, so that its 
 CURVE = (WIDTH, 200)
 TEXT_PX, GAP, PAD = 18, 8, 12
 SHEET_LETTERS = 72  # letters are this fraction of a sheet's longer side: a node shows a big sheet small
+TILE_GAP = 2  # between the pictures of the trainer's grids
 COLUMNS = re.compile(r"\s{2,}")
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -91,6 +92,28 @@ def live(
     image.paste(top, (0, 0))
     image.paste(below, ((WIDTH - below.width) // 2, top.height))
     return image
+
+
+def tiles(grid: Image.Image, side: int) -> list[Image.Image]:
+    """Return the pictures of a grid of the trainer: squares, two white pixels apart, the last places may be empty.
+
+    Args: side: of a picture. Returns: the grid itself if it holds others.
+    """
+    step = side + TILE_GAP
+    if (grid.width + TILE_GAP) % step or (grid.height + TILE_GAP) % step:
+        return [grid]
+    places = [(x, y) for y in range(0, grid.height, step) for x in range(0, grid.width, step)]
+    found = [grid.crop((x, y, x + side, y + side)) for x, y in places]
+    while len(found) > 1 and found[-1].getextrema() == ((255, 255),) * 3:
+        found.pop()
+    return found
+
+
+def on_dark(plot: Image.Image) -> Image.Image:
+    """Return a plot that was drawn on white in the colours of ComfyUI's nodes: white and black change, hues stay."""
+    light, *hue = plot.convert("YCbCr").split()
+    dark, bright = BACKGROUND[0], INK[0]
+    return Image.merge("YCbCr", [light.point(lambda v: bright - v * (bright - dark) // 255), *hue]).convert("RGB")
 
 
 def side_by_side(images: Sequence[Labeled]) -> Image.Image:

@@ -26,6 +26,9 @@ OF_IMAGES = {
     "resolution": RESOLUTION,
     "skip_bad_images": SKIP,
 }  # not in the schema: nodes ask for these beside the folders
+IMAGES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".jp2", ".ppm"}
+IMAGES |= {".pgm", ".tga", ".avif", ".heic", ".heif", ".hif", ".jxl"}
+CAPTIONS = (".txt", ".caption")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -87,8 +90,8 @@ def read(
 def value_of(field: Mapping[str, Any], value: Any) -> Any:
     """Return a value with the type of its schema. Raises: ValueError with a sentence for people."""
     kind = widgets.kind_of(field)
-    if widgets.may_be_absent(field) and not value:
-        return None  # an empty number is 0 in gradio 3, and never a legal value of these
+    if widgets.may_be_absent(field) and (value is None or not str(value).strip()):
+        return None
     if value in (None, ""):
         raise ValueError("must not be empty")
     if kind == "boolean":
@@ -136,6 +139,28 @@ def _number(field: Mapping[str, Any], value: Any, kind: str) -> float | int:
         if rule in limits and not holds(limits[rule]):
             raise ValueError(f"must be {words} {limits[rule]}")
     return found
+
+
+def uncaptioned(place: Path) -> tuple[int, int]:
+    """Count the images of a folder without a caption file beside them. Returns: (how many, of all images)."""
+    names: dict[str, set[str]] = {"images": set(), "captions": set()}
+    for root, _, files in os.walk(place):
+        for name in files:
+            stem, suffix = os.path.splitext(os.path.join(root, name).casefold())
+            kind = "images" if suffix in IMAGES else "captions" if suffix in CAPTIONS else ""
+            if kind and not name.startswith("."):
+                names[kind].add(stem)
+    return len(names["images"] - names["captions"]), len(names["images"])
+
+
+def without_caption(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the problem of images that have no caption where the prompt is empty, too; nothing otherwise."""
+    if settings.get("prompt") or not settings.get("unlabeled"):
+        return {}
+    bare, images = uncaptioned(settings["unlabeled"])
+    if not bare:
+        return {}
+    return {"prompt": f"{bare} of {images} unlabeled images have no caption beside them: write one that fits them all"}
 
 
 def by_field(message: str) -> dict[str, str]:

@@ -119,7 +119,11 @@ class PUCompare(io.ComfyNode):
                     "negative_prompt", default="", optional=True, tooltip="What both models are led away from."
                 ),
             ],
-            outputs=[io.Image.Output("grid", "grid", tooltip="Each seed: before, after.")],
+            outputs=[
+                io.Image.Output("grid", "grid", tooltip="Each seed: before, after."),
+                io.Image.Output("before_images", "before", tooltip="The pictures of the first model, one by one."),
+                io.Image.Output("after_images", "after", tooltip="The pictures of the second model, one by one."),
+            ],
         )
 
     @classmethod
@@ -140,7 +144,8 @@ class PUCompare(io.ComfyNode):
             ((f"seed {seed}: before", left), ("after", right))
             for seed, left, right in zip(seeds, pictures[:count], pictures[count:], strict=True)
         ]
-        return io.NodeOutput(comfy_host.image(drawing.pairs(found)))
+        kinds = (pictures[:count], pictures[count:])
+        return io.NodeOutput(comfy_host.image(drawing.pairs(found)), *map(comfy_host.images, kinds))
 
 
 def _sample(model, conditions, seed, size, *, steps, cfg, sampler, scheduler) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import widgets
+from . import run_numbers, widgets
 from .nodes_input import UNLINKED, Dataset, checkpoint_link, checkpoint_refusal, checkpoint_stamp, checkpoints
 
 
@@ -31,6 +31,8 @@ class PUAudit(io.ComfyNode):
                     "report", "report", tooltip="The estimate, near-duplicates, and where the full ranking is."
                 ),
                 io.Float.Output("prior", "prior", tooltip="Estimated share of sensitive images, for PU Unlearn."),
+                io.Float.Output("prior_low", "prior low", tooltip="Lower end of the prior's 95 % interval."),
+                io.Float.Output("prior_high", "prior high", tooltip="Upper end of that interval."),
             ],
         )
 
@@ -52,5 +54,8 @@ class PUAudit(io.ComfyNode):
         comfy_host.make_room()
         found = comfy_host.answer("audit", settings)
         return io.NodeOutput(
-            comfy_host.image(comfy_host.opened(found["sheet"])), comfy_host.in_words(found["text"]), found["prior"]
+            comfy_host.image(comfy_host.opened(found["sheet"])),
+            comfy_host.in_words(found["text"]),
+            found["prior"],
+            *run_numbers.interval(found["text"]),
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from . import widgets
+from . import drawing, widgets
 
 NEWEST = 8  # runs compared by default
 
@@ -54,7 +54,8 @@ class PUCompareRuns(io.ComfyNode):
         root = comfy_host.output_root()
         folders = [str(folder) for folder in _folders(root, runs)]
         found = comfy_host.answer("compare", {"out": str(root / "compare.html")}, folders)
-        return io.NodeOutput(comfy_host.image(comfy_host.opened(found["picture"])), comfy_host.in_words(found["text"]))
+        curves = drawing.on_dark(comfy_host.opened(found["picture"]))
+        return io.NodeOutput(comfy_host.image(curves), comfy_host.in_words(found["text"]))
 
 
 def _names(runs: str) -> list[str]:

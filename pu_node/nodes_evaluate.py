@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
-from . import widgets
+from . import run_numbers, widgets
 from .nodes_apply import FROM_INPUT
 from .nodes_input import UNLINKED, checkpoint_link, checkpoint_refusal, checkpoint_stamp, checkpoints
 
 NO_LABELED = "[none]"
+KINDS = ("before", "after")
+SHOWN = 64  # pictures of each kind that are given out: five thousand would fill the memory
 
 
 class PUEvaluate(io.ComfyNode):
@@ -72,6 +77,7 @@ class PUEvaluate(io.ComfyNode):
                     "rate_before", "rate before", tooltip="Share of non-sensitive pictures; -1: no classifier."
                 ),
                 io.Float.Output("rate_after", "rate after", tooltip="The same share with the LoRA."),
+                *_more_outputs(),
             ],
         )
 
@@ -123,7 +129,34 @@ class PUEvaluate(io.ComfyNode):
         }
         comfy_host.make_room()
         found = comfy_host.answer("evaluate", settings)
-        rates = [found[kind]["rate"] if kind in found else -1.0 for kind in ("before", "after")]
         return io.NodeOutput(
-            comfy_host.image(comfy_host.opened(found["picture"])), comfy_host.in_words(found["text"]), *rates
+            comfy_host.image(comfy_host.opened(found["picture"])),
+            comfy_host.in_words(found["text"]),
+            *(_share(found, kind, "rate") for kind in KINDS),
+            *(_share(found, kind, end) for kind in KINDS for end in ("low", "high")),
+            *(_pictures(Path(settings["out"]) / "pictures" / kind, pictures) for kind in KINDS),
         )
+
+
+def _more_outputs() -> list[Any]:
+    """Return the outputs beside picture, report and rates."""
+    shown = f"one by one, up to {SHOWN}."
+    return [
+        io.Float.Output("before_low", "before: low", tooltip="Lower end of the 95 % interval of rate before."),
+        io.Float.Output("before_high", "before: high", tooltip="Upper end of that interval."),
+        io.Float.Output("after_low", "after: low", tooltip="Lower end of the 95 % interval of rate after."),
+        io.Float.Output("after_high", "after: high", tooltip="Upper end of that interval."),
+        io.Image.Output("before", "before", tooltip=f"The pictures without the LoRA, {shown}"),
+        io.Image.Output("after", "after", tooltip=f"The pictures of the same seeds with the LoRA, {shown}"),
+    ]
+
+
+def _share(found: Mapping[str, Any], kind: str, name: str) -> float:
+    return found[kind][name] if kind in found else run_numbers.UNKNOWN
+
+
+def _pictures(folder: Path, count: int) -> Any:
+    """Return the first pictures in a folder as an IMAGE: no more of them than fit into memory."""
+    from . import comfy_host
+
+    return comfy_host.images(comfy_host.opened(path) for path in sorted(folder.glob("*.png"))[: min(count, SHOWN)])

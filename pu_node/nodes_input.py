@@ -1,10 +1,7 @@
-"""PU Checkpoint, PU Dataset, PU Options: what the other nodes take; and the inputs that several nodes have."""
+"""PU Checkpoint (from Model), PU Options: what the other nodes take; and the inputs that several nodes have."""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,8 +13,6 @@ Checkpoint = io.Custom("PU_CHECKPOINT")
 Dataset, Options = io.Custom("PU_DATASET"), io.Custom("PU_OPTIONS")
 MAIN = ("steps", "rank", "lr", "prior", "temperature", "objective", "seed", "name")
 DATA = ("prompt", "sensitive_prompt")
-NO_FOLDER = "[no subfolder in ComfyUI/input]"
-LOOKS_SENSITIVE = ("sensitive", "unwanted", "forget", "remove", "nsfw")  # in a folder's name
 UNLINKED = object()  # an input that is not there; ComfyUI's checks get None for one that is linked
 
 
@@ -39,7 +34,7 @@ def checkpoint_link() -> Any:
         "checkpoint_link",
         display_name="checkpoint",
         optional=True,
-        tooltip="From PU Checkpoint: used instead of the widget.",
+        tooltip="From PU Checkpoint, or PU Checkpoint from Model: used instead of the widget.",
     )
 
 
@@ -101,115 +96,29 @@ class PUCheckpoint(io.ComfyNode):
         return io.NodeOutput(checkpoint, *nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint))
 
 
-def _two_folders() -> tuple[list[str], str, str]:
-    """Return the folders to choose from, and those that a fresh node has as unlabeled and as sensitive."""
-    from .comfy_host import input_folders
-
-    folders = input_folders() or [NO_FOLDER]
-    named = [name for name in folders if any(word in name.lower() for word in LOOKS_SENSITIVE)]
-    sensitive = (named or folders[1:] or folders)[0]
-    return folders, next((name for name in folders if name != sensitive), sensitive), sensitive
-
-
-def _folders_of(unlabeled: str | None, sensitive: str | None) -> list[Path]:
-    """Return both folders. None: a link's value, which is checked later. Raises: ValueError with the widget's name."""
-    from . import comfy_host
-
-    named = {"unlabeled": unlabeled, "sensitive": sensitive}
-    found = [comfy_host.input_folder(name, widget) for widget, name in named.items() if name is not None]
-    if len(found) == 2 and found[0] == found[1]:
-        raise ValueError(f"unlabeled and sensitive: both are {unlabeled!r}; choose two folders")
-    return found
-
-
-class PUDataset(io.ComfyNode):
+class PUCheckpointFromModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        folders, unlabeled, sensitive = _two_folders()
         return widgets.schema(
             io,
-            node_id="PUDataset",
-            display_name="PU Dataset",
-            description="Two folders in ComfyUI/input: images to train on, and examples of unwanted images.",
+            node_id="PUCheckpointFromModel",
+            display_name="PU Checkpoint from Model",
+            description="Lets the other PU nodes use a model of the graph: a merge, or one with LoRAs.",
             inputs=[
-                io.Combo.Input(
-                    "unlabeled",
-                    options=folders,
-                    default=unlabeled,
-                    tooltip="Images to train on. Some may be sensitive.",
+                io.Model.Input(
+                    "model", tooltip="A Stable Diffusion 1.x model; its LoRAs and merges become its weights."
                 ),
-                io.Combo.Input(
-                    "sensitive",
-                    options=folders,
-                    default=sensitive,
-                    tooltip="Images like those to unlearn. Twenty are enough.",
-                ),
-                widgets.make(io, "prompt", default="a photo"),
-                widgets.make(io, "sensitive_prompt"),
-                io.Int.Input(
-                    "resolution", default=512, min=64, max=1024, step=8, tooltip="Training resolution in pixels."
-                ),
-                io.Boolean.Input(
-                    "skip_bad_images",
-                    display_name=widgets.LABELS["skip_bad_images"],
-                    default=False,
-                    tooltip="Ignore images that cannot be read.",
-                ),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
             ],
-            outputs=[
-                Dataset.Output("dataset", "dataset", tooltip="For PU Unlearn."),
-                io.Image.Output("sheet", "sheet", tooltip="The first images of both folders."),
-                io.String.Output(
-                    "counts", "counts", tooltip="How many images were found, and which were skipped and why."
-                ),
-            ],
+            outputs=[Checkpoint.Output("checkpoint_link", "checkpoint", tooltip="For the other PU nodes.")],
         )
 
     @classmethod
-    def validate_inputs(cls, unlabeled: str | None, sensitive: str | None) -> bool | str:
-        # ComfyUI 0.3 holds no combo of a V3 node against its options
-        from . import comfy_host
+    def execute(cls, model: Any, clip: Any, vae: Any) -> io.NodeOutput:
+        from . import model_file
 
-        return comfy_host.refusal(lambda: _folders_of(unlabeled, sensitive))
-
-    @classmethod
-    def fingerprint_inputs(cls, unlabeled: str | None, sensitive: str | None, **_: Any) -> str | float:
-        from . import comfy_host
-
-        if None in (unlabeled, sensitive):
-            return time.time()  # a link's value is not known here
-        try:
-            return comfy_host.fingerprint(*_folders_of(unlabeled, sensitive))
-        except ValueError:
-            return ""  # told by validate_inputs
-
-    @classmethod
-    def execute(
-        cls,
-        unlabeled: str,
-        sensitive: str,
-        prompt: str,
-        sensitive_prompt: str,
-        resolution: int,
-        skip_bad_images: bool,
-    ) -> io.NodeOutput:
-        from . import comfy_host
-
-        folders = _folders_of(unlabeled, sensitive)
-        dataset = {
-            "unlabeled": str(folders[0]),
-            "sensitive": str(folders[1]),
-            "prompt": prompt or None,
-            "sensitive_prompt": sensitive_prompt or None,
-            "resolution": resolution,
-            "skip_bad_images": skip_bad_images,
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            sheet = Path(folder) / "sheet.png"
-            settings = {**dataset, "base": "builtin", "sheet": str(sheet)}
-            found = [e for e in comfy_host.events(["data"], settings) if e["event"] == "data"][-1]
-            shown = comfy_host.image(comfy_host.opened(sheet))
-        return io.NodeOutput(dataset, shown, found["text"])
+        return io.NodeOutput(str(model_file.save(model, clip, vae)))
 
 
 class PUOptions(io.ComfyNode):

@@ -9,7 +9,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import drawing, widgets
+from . import drawing, run_numbers, widgets
 from .nodes_input import (
     MAIN,
     UNLINKED,
@@ -21,6 +21,10 @@ from .nodes_input import (
     checkpoints,
 )
 from .widgets import PRESETS
+
+LossMap = io.Custom("LOSS_MAP")
+NEW_LORA = "[none: a new one]"
+DEMO_PX = 64  # side of its pictures
 
 
 def _inputs() -> list[Any]:
@@ -72,6 +76,7 @@ class PUUnlearn(io.ComfyNode):
                 io.String.Input(
                     "plan", optional=True, force_input=True, tooltip="From PU Plan, which then runs first."
                 ),
+                _lora_to_continue(),
             ],
             outputs=[
                 io.LoraModel.Output("lora", "lora", tooltip="For PU Apply LoRA and the core LoRA nodes."),
@@ -83,6 +88,7 @@ class PUUnlearn(io.ComfyNode):
                     "before_after", "before / after", tooltip="Pictures of the same seeds, without and with the LoRA."
                 ),
                 io.String.Output("report", "report", tooltip="Results, and where the report page is."),
+                *_number_outputs(),
             ],
         )
 
@@ -91,18 +97,26 @@ class PUUnlearn(io.ComfyNode):
         return checkpoint_refusal(checkpoint, checkpoint_link)
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint, retrain, checkpoint_link=UNLINKED, **_) -> str | float:
-        if retrain is not False:  # or linked, and not known here
+    def fingerprint_inputs(cls, checkpoint, retrain, checkpoint_link=UNLINKED, init_lora=NEW_LORA, **_) -> str | float:
+        from . import comfy_host
+
+        if retrain is not False or init_lora is None:  # or linked, and not known here
             return time.time()
-        return checkpoint_stamp(checkpoint, checkpoint_link)
+        stamp = checkpoint_stamp(checkpoint, checkpoint_link)
+        try:
+            return stamp if init_lora == NEW_LORA else f"{stamp} {comfy_host.stamp(comfy_host.lora_file(init_lora))}"
+        except ValueError:
+            return stamp  # told by execute
 
     @classmethod
     def execute(
-        cls, retrain, dataset=None, options=None, checkpoint_link=None, plan=None, **main: Any
+        cls, retrain, dataset=None, options=None, checkpoint_link=None, plan=None, init_lora=NEW_LORA, **main: Any
     ) -> io.NodeOutput:
         from . import comfy_host, training_run
 
         settings = _settings(dataset=dataset, options=options, checkpoint_link=checkpoint_link, **main)
+        if init_lora != NEW_LORA:
+            settings["init_lora"] = str(_listed_lora(init_lora))
         made, remark = training_run.result_of(settings, is_again=retrain)
         images = [(k, comfy_host.opened(made[k])) for k in ("before", "after") if k in made]
         shown = drawing.side_by_side(images) if images else drawing.text(["no pictures: see the report"])
@@ -113,8 +127,64 @@ class PUUnlearn(io.ComfyNode):
             comfy_host.image(comfy_host.opened(made["curve"])),
             comfy_host.image(shown),
             report,
+            *_numbers(made, settings),
             ui=_for_history(made, report),
         )
+
+
+def _lora_to_continue() -> Any:
+    import folder_paths
+
+    return io.Combo.Input(
+        "init_lora",
+        display_name=widgets.LABELS["init_lora"],
+        options=[NEW_LORA, *folder_paths.get_filename_list("loras")],
+        default=NEW_LORA,
+        optional=True,
+        tooltip="Train this LoRA further, into a new file. It needs the same rank.",
+    )
+
+
+def _listed_lora(name: str) -> Path:
+    """Return the file of a LoRA to continue. Raises: ValueError, which names the widget, if it is not listed."""
+    from . import comfy_host
+
+    try:
+        return comfy_host.lora_file(name)
+    except ValueError as error:
+        raise ValueError(f"{widgets.LABELS['init_lora']}: {error}; press R if it is new") from None
+
+
+def _number_outputs() -> list[Any]:
+    """Return the outputs beside the LoRA, pictures and report. Add new ones at the end: links go by position."""
+    measured = "Share of non-sensitive pictures; only the demo measures it: else -1. PU Evaluate does for others."
+    return [
+        io.Image.Output("before", "before", tooltip="The pictures without the LoRA, one by one."),
+        io.Image.Output("after", "after", tooltip="The pictures of the same seeds with the LoRA, one by one."),
+        LossMap.Output("loss", "loss", tooltip="The loss by training step, for Plot Loss Graph."),
+        io.Float.Output(
+            "prior_used", "prior", tooltip="The share of sensitive images that was trained with; -1: unknown."
+        ),
+        io.Float.Output("prior_low", "prior low", tooltip="Lower end of the prior's 95 % interval; -1: not estimated."),
+        io.Float.Output("prior_high", "prior high", tooltip="Upper end of that interval; -1: not estimated."),
+        io.Float.Output("rate_before", "rate before", tooltip=measured),
+        io.Float.Output("rate_after", "rate after", tooltip="The same share with the LoRA; -1: not measured."),
+    ]
+
+
+def _numbers(made: dict[str, str], settings: dict[str, Any]) -> list[Any]:
+    """Return the values of _number_outputs."""
+    from . import comfy_host
+
+    found = run_numbers.read(Path(made["page"]).parent, settings.get("prior"))
+    side = settings.get("resolution", DEMO_PX)
+    pictures = [
+        drawing.tiles(comfy_host.opened(made[kind]), side) if kind in made else [drawing.text(["no pictures"])]
+        for kind in ("before", "after")
+    ]
+    prior = (found.prior, found.prior_low, found.prior_high)
+    losses = {"loss": found.losses}
+    return [*map(comfy_host.images, pictures), losses, *prior, found.rate_before, found.rate_after]
 
 
 def _for_history(made: dict[str, str], report: str) -> dict[str, Sequence[Any]]:

@@ -23,12 +23,17 @@ CSS = (
     "<style>.pu-problem {color: #b3261e; font-size: 0.9em} .pu-status progress {width: 100%} "
     ".pu-status pre, pre.pu-problem {white-space: pre-wrap; margin: 0.3em 0}</style>"
 )
+INTRODUCTION = (
+    "<h2>PU Unlearn</h2><p>Train a LoRA that keeps Stable Diffusion 1.x from making something. Name a folder of "
+    "unsorted images and one with a few examples of what must not come out. The digits demo needs neither: press Start "
+    "to try it.</p>"
+)
 
 
 def build(job: Job) -> gr.Blocks:
     """Return the page. Args: job: the training that it starts and shows; it outlives the page."""
     with gr.Blocks(analytics_enabled=False, title="PU Unlearn") as blocks:
-        gr.HTML(CSS + _notice(page_host.advice()))
+        gr.HTML(CSS + INTRODUCTION + _notice(page_host.advice()))
         with gr.Row():
             with gr.Column():
                 inputs, problems = _form(job)
@@ -37,6 +42,7 @@ def build(job: Job) -> gr.Blocks:
                 with gr.Row():
                     plan = gr.Button("Plan: will it fit?", elem_id="pu_unlearn_plan")
                     start = gr.Button("Start", variant="primary", elem_id="pu_unlearn_start")
+                    resume = gr.Button("Resume", elem_id="pu_unlearn_resume")
                     cancel = gr.Button("Cancel", interactive=False, elem_id="pu_unlearn_cancel")
                 planned = gr.HTML(visible=False, elem_id="pu_unlearn_planned", elem_classes=["pu-status"])
             with gr.Column():
@@ -46,7 +52,12 @@ def build(job: Job) -> gr.Blocks:
         common = _common(start)
         plan.click(page_events.planner(job, names, list(problems)), list(inputs.values()), [*boxes, planned], **common)
         started = start.click(page_events.starter(job, names, list(problems)), list(inputs.values()), boxes, **common)
-        started.then(page_events.watcher(job), None, outputs, **common)
+        resumed = resume.click(page_events.resumer(job, list(problems)), None, boxes, **common)
+        for begun in (started, resumed):
+            begun.then(page_events.watcher(job), None, outputs, **common)
+        asked = [inputs[name] for name in ("checkpoint", "unlabeled", "prompt")]
+        for name in ("unlabeled", "prompt"):
+            inputs[name].blur(page_events.caption_checker(job), asked, problems["prompt"], **common)
         cancel.click(job.cancel, None, None, queue=False, **common)
         blocks.load(page_events.watcher(job), None, outputs, **common)
     for component in blocks.blocks.values():
@@ -114,7 +125,7 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
         """Fill in the demo's settings or the defaults; between two other checkpoints keep the values."""
         found = form.defaults(checkpoint)
         is_kept = (checkpoint == DEMO) == (last == DEMO)
-        values = [gr.update() if is_kept else gr.update(value=found[name]) for name in fields]
+        values = [gr.update() if is_kept else gr.update(value=_shown(name, found[name])) for name in fields]
         return [checkpoint, gr.update(visible=checkpoint != DEMO), *values]
 
     def look_again() -> Any:
@@ -125,6 +136,12 @@ def _form(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     inputs["checkpoint"].change(choose, [inputs["checkpoint"], before], shown, queue=False)
     refresh.click(look_again, None, inputs["checkpoint"], queue=False)
     return inputs, problems
+
+
+def _shown(name: str, value: Any) -> Any:
+    """Return a setting's value as its input shows it: text where it may be left out."""
+    may_be = widgets.may_be_absent(form.fields()[name])
+    return ("" if value is None else str(value)) if may_be else value
 
 
 def _widget(name: str, value: Any) -> Any:
@@ -140,7 +157,12 @@ def _widget(name: str, value: Any) -> Any:
         return gr.Dropdown(list(field["enum"]), **shared)
     if kind == "boolean":
         return gr.Checkbox(**shared)
-    return gr.Textbox(**{**shared, "value": value or ""}) if kind == "string" else gr.Number(**shared)
+    if kind == "string":
+        return gr.Textbox(**{**shared, "value": value or ""})
+    if widgets.may_be_absent(field):  # an empty number is shown as 0 by gradio 3
+        shared["value"] = _shown(name, value)
+        return gr.Textbox(**shared, placeholder="estimated" if field.get("default") == "auto" else "none")
+    return gr.Number(**shared)
 
 
 def _live() -> dict[str, Any]:

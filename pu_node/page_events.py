@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ def starter(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
 
     def start(*values: Any) -> list[Any]:
         settings, problems = _read(job, names, values)
+        problems = problems or form.without_caption(settings)
         if not problems:
             try:
                 job.start(settings)
@@ -45,6 +47,32 @@ def starter(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
         return _problem_lines(lines, problems)
 
     return start
+
+
+def resumer(job: Job, lines: Sequence[str]) -> Any:
+    """Return what Resume does. Args: lines: names of the problem lines."""
+
+    def resume() -> list[Any]:
+        try:
+            job.resume()
+        except (ValueError, OSError) as error:
+            return _problem_lines(lines, {"general": str(error)})
+        return _problem_lines(lines, {})
+
+    return resume
+
+
+def caption_checker(job: Job) -> Any:
+    """Return what tells of missing captions, under the prompt, as soon as the folder or the prompt is filled in."""
+
+    def check(checkpoint: Any, place: Any, prompt: Any) -> Any:
+        problems: dict[str, str] = {}
+        if checkpoint != form.DEMO and place:
+            with contextlib.suppress(ValueError):  # a folder that cannot be: Start and Plan say so
+                problems = form.without_caption({"prompt": prompt, "unlabeled": form.folder(place, job.host.roots)})
+        return _problem_lines(["prompt"], problems)[0]
+
+    return check
 
 
 def planner(job: Job, names: Sequence[str], lines: Sequence[str]) -> Any:
@@ -73,7 +101,16 @@ def _plan(settings: Mapping[str, Any]) -> Iterator[str]:
             if event["event"] == "data":
                 yield event["text"]
             elif event["event"] == "plan":
-                yield from event["lines"]
+                yield from (*_verdict(event), *event["lines"])
+
+
+def _verdict(event: Mapping[str, Any]) -> list[str]:
+    """Return the answer to "will it fit?" in a line, and what to do if not."""
+    if (budget := event.get("budget_gib")) is None:
+        return ["No graphics card was found to compare with: this is what a training takes."]
+    if event["fits"]:
+        return [f"Yes, it fits into the {budget:.1f} GiB there are."]
+    return [f"No, it does not fit into the {budget:.1f} GiB there are: lower the resolution or the rank."]
 
 
 def watcher(job: Job) -> Any:

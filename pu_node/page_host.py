@@ -46,6 +46,32 @@ def free_name(host: Host, name: str) -> str:
     return result_cache.free_name(name, taken=(host.output, host.lora_folder()), names=listed)
 
 
+def interrupted(output: Path) -> str | None:
+    """Return the name of the training that was written to last and did not end; None without one."""
+    runs = [config.parent for config in output.glob("*/config.toml")]
+    open_runs = [run for run in runs if not _is_done(run)]
+    return max(open_runs, key=_written, default=output).name if open_runs else None
+
+
+def _is_done(run: Path) -> bool:
+    try:
+        lines = (run / "events.jsonl").read_text(encoding="utf-8", errors="replace").rstrip().rsplit("\n", 1)
+    except OSError:
+        return False
+    return '"event": "done"' in lines[-1]
+
+
+def _written(run: Path) -> float:
+    places = (run / name for name in ("config.toml", "events.jsonl", "state"))
+    return max(place.stat().st_mtime for place in places if place.exists())
+
+
+def saved_settings(run: Path) -> dict[str, Any]:
+    """Return the settings of a run. Its config.toml has only lines of the form name = JSON."""
+    pairs = (line.partition(" = ") for line in (run / "config.toml").read_text(encoding="utf-8").splitlines())
+    return {name: json.loads(value) for name, equals, value in pairs if equals}
+
+
 _LORAS = (".safetensors", ".pt", ".ckpt")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 TRAINER = Path(__file__).resolve().parents[1] / "trainer"
-PLACES = ("output_dir", "base", "unlabeled", "sensitive")  # settings that say where something is, not what
+PLACES = ("output_dir", "base", "unlabeled", "sensitive", "init_lora")  # settings that say where something is, not what
 LITTER = ("Thumbs.db", "desktop.ini")  # what systems add to folders; so are names that begin with a dot
 NAME_BYTES = 100  # the trainer's limit
 BUILTIN_DATA = (".toml", ".npz", ".safetensors", ".json")  # what the demo is trained on
@@ -30,7 +30,7 @@ def recipe() -> int:
 def key_of(settings: Mapping[str, Any], inputs: Mapping[str, Path], digests: Digests) -> str:
     """Return the identity of a training: settings, files by content, the trainer's recipe and defaults.
 
-    Args: inputs: the checkpoint and the folders of images, by setting; wherever they lie, the key is the same.
+    Args: inputs: the checkpoint, folders of images and a LoRA, by setting; wherever they lie, the key is the same.
     """
     schema = json.loads((TRAINER / "schema.json").read_text(encoding="utf-8"))["fields"]
     found = {
@@ -40,13 +40,13 @@ def key_of(settings: Mapping[str, Any], inputs: Mapping[str, Path], digests: Dig
         "inputs": {name: digests.of(path) for name, path in inputs.items()},
     }
     if "base" not in inputs:
-        files = [path for path in _files(TRAINER / "builtin") if path.suffix in BUILTIN_DATA]
+        files = [path for path in files_in(TRAINER / "builtin") if path.suffix in BUILTIN_DATA]
         found["builtin"] = digests.of_files(TRAINER / "builtin", files)
     digests.save()
     return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _files(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """Return the files in a folder and its subfolders, without what systems leave there."""
     found = (path for path in folder.rglob("*") if path.name not in LITTER)
     return sorted(p for p in found if not any(n.startswith(".") for n in p.relative_to(folder).parts) and p.is_file())
@@ -63,7 +63,7 @@ class Digests:
 
     def of(self, path: Path) -> str:
         """Return the hash of a file, or of the names and contents in a folder."""
-        return self.of_files(path, _files(path)) if path.is_dir() else self._file(path)
+        return self.of_files(path, files_in(path)) if path.is_dir() else self._file(path)
 
     def of_files(self, root: Path, files: Iterable[Path]) -> str:
         """Return the hash of files, with their places below root."""
@@ -81,13 +81,14 @@ class Digests:
         state = [status.st_size, status.st_mtime_ns]
         size, time_ns, digest = self._known.get(str(path), [-1, -1, ""])
         if [size, time_ns] != state:
-            digest = _sha256(path)
+            digest = sha256(path)
             self._known[str(path)] = [*state, digest]
             self._is_changed = True
         return digest
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the hash of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -107,7 +108,7 @@ class Results:
         files = entry.get("files")
         if not files or not all(Path(path).exists() for path in files.values()):
             return None
-        return files if _sha256(Path(files["lora"])) == entry["lora_sha256"] else None
+        return files if sha256(Path(files["lora"])) == entry["lora_sha256"] else None
 
     def interrupted(self, key: str) -> str | None:
         """Return the name of a training that has begun and did not end."""
@@ -118,7 +119,7 @@ class Results:
         self._put(key, {"name": name})
 
     def put(self, key: str, files: Mapping[str, str]) -> None:
-        self._put(key, {"files": dict(files), "lora_sha256": _sha256(Path(files["lora"]))})
+        self._put(key, {"files": dict(files), "lora_sha256": sha256(Path(files["lora"]))})
 
     def _put(self, key: str, entry: Mapping[str, Any]) -> None:
         write(self.file, json.dumps({**read_json(self.file), key: entry}, indent=1))

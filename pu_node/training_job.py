@@ -87,9 +87,29 @@ class Job:
             self._state = State(phase="waiting for the card", name=name, of=settings["steps"])
             every = max(1, settings["steps"] // PICTURES)
             whole = {**settings, "name": name, "sample_every": every, "output_dir": str(self.host.output)}
-            self._thread = threading.Thread(target=self._run, args=(whole,), daemon=True)
-            self._thread.start()
+            whole["sidecars"] = False  # the page writes its own beside the copy that the program lists
+            self._begin(whole, whole)
         self._update()
+
+    def resume(self) -> None:
+        """Continue the training that was interrupted last. Raises: ValueError if one is running, or there is none."""
+        with self._changed:
+            if self.is_running:
+                raise ValueError("a training is running: wait for it, or cancel it")
+            output = self.host.output
+            if (name := page_host.interrupted(output)) is None:
+                raise ValueError(f"nothing to resume: {output} holds no training that was interrupted")
+            settings = {**page_host.saved_settings(output / name), "name": name, "output_dir": str(output)}
+            asked = {"resume": True, "name": name, "output_dir": str(output), "device": self.host.device}
+            self._is_cancelled.clear()
+            self._state = State(phase="waiting for the card", name=name, of=settings["steps"])
+            self._begin(asked, settings)
+        self._update()
+
+    def _begin(self, asked: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Start the thread. Args: asked: what the trainer is called with. settings: all of the run."""
+        self._thread = threading.Thread(target=self._run, args=(asked, settings), daemon=True)
+        self._thread.start()
 
     def cancel(self) -> None:
         """Ask the training to stop; its state is saved."""
@@ -114,12 +134,12 @@ class Job:
         if self._is_cancelled.is_set():
             raise Cancelled
 
-    def _run(self, settings: dict[str, Any]) -> None:
+    def _run(self, asked: dict[str, Any], settings: dict[str, Any]) -> None:
         try:
             launch.python(is_checked=True)  # before the webui's model is taken off the card
             with self.host.card(self._check):
                 self._update(phase="starting the trainer")
-                for event in launch.follow(launch.command([], settings), self._check, grace_s=launch.SAVING_GRACE_S):
+                for event in launch.follow(launch.command([], asked), self._check, grace_s=launch.SAVING_GRACE_S):
                     self._take(event, settings)
             self._update(ended="done")
         except Cancelled:
@@ -135,11 +155,12 @@ class Job:
 
     def _how_to_resume(self, settings: Mapping[str, Any]) -> str:
         """Return the message after a cancelled training."""
-        steps = self._state.step
-        if not any((self.host.output / settings["name"] / "state").glob("step*.safetensors")):
+        run, steps = self.host.output / settings["name"], self._state.step
+        if not any(run.glob("state/step*.safetensors")) and not (run / "config.toml").is_file():
             return f"Stopped at step {steps}, before the first save: there is nothing to resume." if steps else ""
         resume = f'python -m trainer --resume --name "{settings["name"]}" --output-dir "{settings["output_dir"]}"'
-        return f"Stopped at step {steps}. To resume, run: {resume}"
+        when = f"at step {steps}" if steps else "before the first step"
+        return f"Stopped {when}. Resume continues it; without this page: {resume}"
 
     def alone(self, work: Callable[[], Result]) -> Result:
         """Run something short with the card reserved as for a training. Raises: ValueError if a training is running."""

@@ -39,6 +39,7 @@ LABELS = {  # of settings whose name does not say enough, or shows an underscore
     "max_token_length": "tokens of a caption",
     "noise_offset": "noise offset",
     "lr_scheduler": "learning rate schedule",
+    "init_lora": "LoRA to continue",
 }
 STEPS = {"lr": 1e-6, "prior": 1e-3}  # of number widgets; others go by hundredths
 SEARCHED_AS = ["unlearn", "erase", "forget", "never", "remove concept", "censor", "safety", "LoRA training"]

@@ -62,6 +62,11 @@ def importance_of(members, is_weighed):
     return 0.1 + (i * 7 % 10) / 10 if is_weighed else torch.ones(len(members))
 
 
+def sensitive_weight_of(is_weighed):
+    """A weight of the sensitive risk other than the prior, or the paper's: the prior."""
+    return 0.45 if is_weighed else None
+
+
 # members of a batch are indices into the problem's tensors
 UNLABELED, SENSITIVE = list(range(N_UNLABELED)), list(range(N_UNLABELED, N_UNLABELED + N_SENSITIVE))
 
@@ -70,14 +75,15 @@ def oracle(problem, objective, prior, is_weighed=False):
     """Autograd through the objective on the whole batch at once. Returns (gradient, R)."""
     losses = [problem.losses(group) for group in (UNLABELED, SENSITIVE)]
     importance = [importance_of(group, is_weighed) for group in (UNLABELED, SENSITIVE)]
-    value = pu_loss.objective_value(objective, *losses, prior=prior, importance=importance)
+    weight = sensitive_weight_of(is_weighed)
+    value = pu_loss.objective_value(objective, *losses, prior=prior, weight=weight, importance=importance)
     found = torch.autograd.grad(value, problem.parameters)
     risk = (importance[0] * losses[0]).mean() - prior * (importance[1] * losses[1]).mean()
     return torch.cat([g.flatten() for g in found]), risk.item()
 
 
 def accumulated(problem, objective, prior, micro_batch, assumed_sign, is_weighed=False, ranks=ONE):
-    weights = pu_loss.Weights(objective, prior, N_UNLABELED, N_SENSITIVE)
+    weights = pu_loss.Weights(objective, prior, N_UNLABELED, N_SENSITIVE, sensitive_weight_of(is_weighed))
     outcome = step_gradient.accumulate(
         lambda members: (problem.losses(members), importance_of(members, is_weighed)),
         UNLABELED,

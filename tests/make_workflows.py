@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 OURS = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
-OURS |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns", "PUCheckpoint"}
+OURS |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns", "PUCheckpoint", "PUCheckpointFromModel"}
 
 # node -> widgets in the order of its schema, then link inputs (name, type), then outputs (name, type)
 NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]] = {
@@ -21,9 +21,28 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
         [],
         [("checkpoint_link", "PU_CHECKPOINT"), ("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")],
     ),
-    "PUDataset": (
-        ["unlabeled", "sensitive", "prompt", "sensitive_prompt", "resolution", "skip_bad_images"],
+    "PUCheckpointFromModel": (
         [],
+        [("model", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")],
+        [("checkpoint_link", "PU_CHECKPOINT")],
+    ),
+    "PUDataset": (
+        [
+            "unlabeled",
+            "sensitive",
+            "prompt",
+            "sensitive_prompt",
+            "resolution",
+            "skip_bad_images",
+            "more_unlabeled",
+            "more_sensitive",
+        ],
+        [
+            ("unlabeled_images", "IMAGE"),
+            ("unlabeled_captions", "STRING"),
+            ("sensitive_images", "IMAGE"),
+            ("sensitive_captions", "STRING"),
+        ],
         [("dataset", "PU_DATASET"), ("sheet", "IMAGE"), ("counts", "STRING")],
     ),
     "PUOptions": (
@@ -52,7 +71,20 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
         [("options", "PU_OPTIONS")],
     ),
     "PUUnlearn": (
-        ["checkpoint", "preset", "steps", "rank", "lr", "prior", "temperature", "objective", "seed", "name", "retrain"],
+        [
+            "checkpoint",
+            "preset",
+            "steps",
+            "rank",
+            "lr",
+            "prior",
+            "temperature",
+            "objective",
+            "seed",
+            "name",
+            "retrain",
+            "init_lora",
+        ],
         [
             ("dataset", "PU_DATASET"),
             ("options", "PU_OPTIONS"),
@@ -65,17 +97,42 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
             ("curve", "IMAGE"),
             ("before_after", "IMAGE"),
             ("report", "STRING"),
+            ("before", "IMAGE"),
+            ("after", "IMAGE"),
+            ("loss", "LOSS_MAP"),
+            ("prior_used", "FLOAT"),
+            ("prior_low", "FLOAT"),
+            ("prior_high", "FLOAT"),
+            ("rate_before", "FLOAT"),
+            ("rate_after", "FLOAT"),
         ],
     ),
     "PUAudit": (
         ["checkpoint", "top"],
         [("dataset", "PU_DATASET"), ("checkpoint_link", "PU_CHECKPOINT")],
-        [("sheet", "IMAGE"), ("report", "STRING"), ("prior", "FLOAT")],
+        [
+            ("sheet", "IMAGE"),
+            ("report", "STRING"),
+            ("prior", "FLOAT"),
+            ("prior_low", "FLOAT"),
+            ("prior_high", "FLOAT"),
+        ],
     ),
     "PUEvaluate": (
         ["checkpoint", "lora_name", "prompt", "pictures", "resolution", "labeled", "retain_prompts"],
         [("path", "STRING"), ("checkpoint_link", "PU_CHECKPOINT")],
-        [("before_after", "IMAGE"), ("report", "STRING"), ("rate_before", "FLOAT"), ("rate_after", "FLOAT")],
+        [
+            ("before_after", "IMAGE"),
+            ("report", "STRING"),
+            ("rate_before", "FLOAT"),
+            ("rate_after", "FLOAT"),
+            ("before_low", "FLOAT"),
+            ("before_high", "FLOAT"),
+            ("after_low", "FLOAT"),
+            ("after_high", "FLOAT"),
+            ("before", "IMAGE"),
+            ("after", "IMAGE"),
+        ],
     ),
     "PUCompareRuns": (["runs"], [("path", "STRING")], [("curves", "IMAGE"), ("report", "STRING")]),
     "PUMakeData": (
@@ -106,7 +163,7 @@ NODES: dict[str, tuple[list[str], list[tuple[str, str]], list[tuple[str, str]]]]
     "PUCompare": (
         ["prompt", "first_seed", "count", "width", "height", "steps", "cfg", "sampler", "scheduler", "negative_prompt"],
         [("before", "MODEL"), ("after", "MODEL"), ("clip", "CLIP"), ("vae", "VAE")],
-        [("grid", "IMAGE")],
+        [("grid", "IMAGE"), ("before_images", "IMAGE"), ("after_images", "IMAGE")],
     ),
     "PUPlan": (
         ["checkpoint", "preset", "steps", "rank", "lr", "prior", "temperature", "objective", "seed", "name"],
@@ -150,11 +207,12 @@ TRAIN = {
     "rank": 16,
     "lr": 1e-3,
     "prior": 0,
-    "temperature": 3.0,
+    "temperature": 1.5,
     "objective": "pu",
     "seed": 0,
     "name": "pu-digits",
 }
+LEARN = {"retrain": False, "init_lora": "[none: a new one]"}  # what PU Unlearn has beside PU Plan's widgets
 OPTIONS = {
     "bucket": True,
     "flip": False,
@@ -176,7 +234,7 @@ OPTIONS = {
     "lr_scheduler": "cosine",
     "optimizer": "adamw",
 }
-SD_TRAIN = {**TRAIN, "steps": 1000, "lr": 1e-4, "temperature": 2.0, "name": "pu-lora"}
+SD_TRAIN = {**TRAIN, "steps": 1000, "lr": 1e-4, "name": "pu-lora"}
 DATASET = {
     "unlabeled": "unlabeled",
     "sensitive": "sensitive",
@@ -184,6 +242,8 @@ DATASET = {
     "sensitive_prompt": "",
     "resolution": 512,
     "skip_bad_images": False,
+    "more_unlabeled": "",
+    "more_sensitive": "",
 }
 COMPARE = {
     "prompt": "a photo of a man",
@@ -276,7 +336,7 @@ def _strength(number: int, strength: float) -> Column:
         f"Strength {strength:g}",
     )
     links = {"before": (2, "model"), "after": (number, "model"), "clip": (2, "clip"), "vae": (2, "vae")}
-    compare = Use("PUCompare", 640, {**COMPARE, "count": 2}, links)
+    compare = Use("PUCompare", 690, {**COMPARE, "count": 2}, links)
     shown = Use("PreviewImage", 460, links={"images": (number + 1, "grid")}, title=f"Before / after at {strength:g}")
     return Column(440, {number: apply, number + 1: compare, number + 2: shown})
 
@@ -290,7 +350,7 @@ LAYOUTS: dict[str, list[Column]] = {
                 2: Use("PUOptions", 470, OPTIONS),
             },
         ),
-        Column(480, {3: Use("PUUnlearn", 1180, {**TRAIN, "retrain": False}, {"options": (2, "options")})}),
+        Column(480, {3: Use("PUUnlearn", 1360, {**TRAIN, **LEARN}, {"options": (2, "options")})}),
         Column(
             620,
             {
@@ -306,7 +366,7 @@ LAYOUTS: dict[str, list[Column]] = {
             {
                 1: Use("MarkdownNote", 360, {"text": SD_NOTE}, title="Read me"),
                 2: Use("PUCheckpoint", 170, {"checkpoint": CHECKPOINT}),
-                3: Use("PUDataset", 380, DATASET),
+                3: Use("PUDataset", 470, DATASET),
                 4: Use("PreviewImage", 360, links={"images": (3, "sheet")}, title="What will be trained on"),
             },
         ),
@@ -323,8 +383,8 @@ LAYOUTS: dict[str, list[Column]] = {
             {
                 7: Use(
                     "PUUnlearn",
-                    1240,
-                    {**SD_TRAIN, "retrain": False},
+                    1420,
+                    {**SD_TRAIN, **LEARN},
                     {"dataset": (3, "dataset"), "checkpoint_link": (2, "checkpoint_link"), "plan": (5, "plan")},
                 )
             },
@@ -340,7 +400,7 @@ LAYOUTS: dict[str, list[Column]] = {
                 ),
                 9: Use(
                     "PUCompare",
-                    640,
+                    690,
                     COMPARE,
                     {"before": (2, "model"), "after": (8, "model"), "clip": (2, "clip"), "vae": (2, "vae")},
                 ),
@@ -355,7 +415,7 @@ LAYOUTS: dict[str, list[Column]] = {
             {
                 1: Use("MarkdownNote", 300, {"text": AUDIT_NOTE}, title="Read me"),
                 2: Use("PUCheckpoint", 170, {"checkpoint": CHECKPOINT}),
-                3: Use("PUDataset", 380, DATASET),
+                3: Use("PUDataset", 470, DATASET),
             },
         ),
         Column(
@@ -363,7 +423,7 @@ LAYOUTS: dict[str, list[Column]] = {
             {
                 4: Use(
                     "PUAudit",
-                    200,
+                    250,
                     {"checkpoint": "[built-in digits demo]", "top": 16},
                     {"dataset": (3, "dataset"), "checkpoint_link": (2, "checkpoint_link")},
                 ),

@@ -133,3 +133,18 @@ def test_an_installed_package_has_the_page_and_its_command():
     assert not any(name.startswith("tests") for name in packages)
     module, function = settings["project"]["scripts"]["pu-unlearn"].split(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_command_speaks_utf8_as_the_module_does():
+    """Whatever a console or a pipe is set to: `pu-unlearn` is what the entry in pyproject.toml names."""
+    tomllib = pytest.importorskip("tomllib")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    module, function = settings["project"]["scripts"]["pu-unlearn"].split(":")
+    code = f"import sys; sys.argv[1:] = ['sämple→']; from {module} import {function} as run; sys.exit(run())"
+    command = [sys.executable, ROOT / "trainer" / "__main__.py", "sämple→"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    for words in ([sys.executable, "-c", code], command):
+        done = subprocess.run(words, capture_output=True, env=environment, cwd=ROOT)
+        assert done.returncode == 2
+        assert "sämple→: no such command" in done.stderr.decode("utf-8")
+        assert "Traceback" not in done.stderr.decode("utf-8")

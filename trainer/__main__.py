@@ -80,8 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return errors.OUT_OF_MEMORY
 
 
-if __name__ == "__main__":
+def program() -> int:
+    """Run `python -m trainer`, also as the command `pu-unlearn`. Returns: an exit code of `errors`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # nothing at all under pythonw
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and pipes have their own ideas
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(program())

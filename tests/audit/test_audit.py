@@ -154,7 +154,8 @@ def telling(monkeypatch):
 
     def rank(config, base, folders, options, cache, progress):
         n = len(folders.unlabeled)
-        return Ranking(folders.unlabeled, np.arange(n)[::-1] / n, Prior(0.2, 0.1, 0.3, 0.3, 0.95, n, 6))
+        scores = np.arange(n)[::-1] / n
+        return Ranking(folders.unlabeled, scores, np.array([0.3, 0.5, 0.6, 0.7]), Prior(0.2, 0.1, 0.3, 0.3, 0.95, n, 6))
 
     monkeypatch.setattr(command, "rank", rank)
 
@@ -170,6 +171,17 @@ def test_no_more_than_the_estimate_is_moved_unless_said(words, moved, folders, t
     said = capsys.readouterr().out
     assert ("5 images are more than the estimate's upper end, 3 of 11" in said) == (moved == 5)
     assert ("the first 3: the estimate's upper end is 3 of 11 images" in said) == (not words)
+
+
+def test_keep_at_most_moves_what_the_examples_do_not_vouch_for(folders, tmp_path, telling, capsys):
+    """Scores 10/11 … 0 and examples 0.3, 0.5, 0.6, 0.7: four images score below all examples, p = 1/5."""
+    folders, _ = folders
+    n = len([path for path in folders["unlabeled"].iterdir() if path.suffix != ".txt"])
+    assert audit(folders, tmp_path, "--keep-at-most", 0.2, "--move-to", tmp_path / "aside", "--apply") == 0
+    assert len(list((tmp_path / "aside").glob("*.png"))) == n - 4
+    assert f"{n - 4} of {n} images go: of the hidden sensitive images, at most 0.2" in capsys.readouterr().out
+    assert audit(folders, tmp_path / "2", "--keep-at-most", 0.1, "--exclude", tmp_path / "names.txt") == 2
+    assert "4 sensitive examples cannot promise less than 0.200" in capsys.readouterr().err
 
 
 def test_undo_moves_everything_back(folders, tmp_path, telling, capsys):
@@ -189,6 +201,21 @@ def test_undo_moves_everything_back(folders, tmp_path, telling, capsys):
     assert main(["audit", "--undo", str(aside)]) == 0
     assert content() == before
     assert not list(aside.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../b.png", "a/../../b.png", "/b.png", "C:\\b.png", "C:b.png", "..\\b.png", "."])
+def test_undo_moves_only_what_lies_in_the_folder(name, tmp_path, capsys):
+    """A manifest is a file like any other: somebody may have sent it."""
+    aside, other = tmp_path / "aside", tmp_path / "b.png"
+    aside.mkdir()
+    for path in (aside / "x.png", other):
+        path.write_text("mine")
+    entries = {"x.png": str(tmp_path / "x.png"), name: str(tmp_path / "taken.png")}
+    (aside / "moved-by-audit.json").write_text(json.dumps(entries))
+    assert main(["audit", "--undo", str(aside)]) == 2
+    assert f"{name!r} is no file of this folder; nothing was moved" in capsys.readouterr().err
+    assert other.exists()
+    assert {path.name for path in aside.iterdir()} == {"x.png", "moved-by-audit.json"}
 
 
 def test_images_are_not_moved_into_their_own_folder(folders, tmp_path, telling, capsys):
@@ -211,6 +238,9 @@ def test_images_are_not_moved_into_their_own_folder(folders, tmp_path, telling, 
             "--encoder: nowhere cannot be loaded as an image",
         ),
         (["audit", "--apply"], "--move-to"),
+        (["audit", "--keep-at-most", "0.1"], "--keep-at-most: says how many images --move-to or --exclude takes"),
+        (["audit", "--keep-at-most", "0.1", "--top", "3", "--exclude", "x"], "takes the place of --top"),
+        (["audit", "--keep-at-most", "2", "--exclude", "x"], "--keep-at-most: must be"),
         (["audit", "--undo", ".", "--move-to", "x"], "--undo: only moves images back; leave out --move-to"),
         (["audit", "--undo", "."], "--undo: . holds no images that audit --apply moved there"),
         (["audit", "--priro", "0.2"], "--prior"),

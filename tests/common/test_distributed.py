@@ -78,6 +78,15 @@ def test_step_gradient_is_that_of_one_process(world, tmp_path):
     assert all(found[0][name][0] == found[1][name][0] for name in found[0])  # every rank takes the very same step
 
 
+def test_many_tensors_are_summed_in_one_exchange(monkeypatch):
+    calls = []
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: calls.append(tensor.mul_(2).numel()))
+    tensors = [torch.ones(2, 3), torch.zeros(1), torch.arange(4.0)]
+    Ranks(0, 2).sum(tensors)
+    assert calls == [11]
+    assert [t.tolist() for t in tensors] == [[[2.0] * 3] * 2, [0.0], [0.0, 2.0, 4.0, 6.0]]
+
+
 def test_a_lost_share_would_be_seen():
     """The check can fail: without the sum over ranks the gradient is another one."""
     problem = Regression(1.0)

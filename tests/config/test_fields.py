@@ -93,6 +93,14 @@ def code_and_text(outcome: Outcome) -> Any:
     return outcome.code, "sees 0 CUDA" in outcome.text
 
 
+def exit_code(outcome: Outcome) -> Any:
+    return outcome.code
+
+
+def step_shape(outcome: Outcome) -> Any:
+    return outcome.picture("step000001.png").shape
+
+
 def files(outcome: Outcome) -> Any:
     return {p.name for p in outcome.folder.rglob("*") if p.suffix in (".png", ".safetensors") and "step" not in p.stem}
 
@@ -200,6 +208,7 @@ CASES = {
     "prior": Case(0.6, weights),
     "temperature": Case(4.0, weights),
     "temperature_mode": Case("fixed", weights),
+    "sensitive_weight": Case(0.5, weights),
     "min_snr_gamma": Case(0.5, weights),
     "calibration_samples": Case(2, weights),
     "sensitive_prompt_share": Case(1.0, weights, {"sensitive_prompt": "the digit three"}),
@@ -236,10 +245,13 @@ CASES = {
     "keep_states": Case(2, states),
     "keep_cache": Case(True, cached),
     "logging_dir": Case("logs", folders),
+    "log_with": Case("clearml", exit_code),  # which is not installed
+    "sidecars": Case(False, files, PICTURES),
     "save_merged": Case("folder", folders),
     "metadata": Case("full", captions, {"sensitive_prompt": "the digit three"}),
     "images": Case(5, grid_shape, PICTURES),
     "sample_every": Case(1, sampled, PICTURES),
+    "sample_prompts": Case("PROMPTS", step_shape, {**PICTURES, "sample_every": 1}),
     "sample_steps": Case(4, grid, PICTURES),
     "guidance": Case(1.5, grid, PICTURES),
     "rate_images": Case(4, rates, {"sample_steps": 2}),
@@ -286,6 +298,8 @@ def piles(digit_folders, tmp_path_factory):
     found["COPY"], found["COPY/vae"] = root / "model", root / "model" / "vae"
     found["EXCLUDE"] = root / "exclude.txt"
     found["EXCLUDE"].write_text("".join(f"{i:04d}.png\n" for i in range(5)))
+    found["PROMPTS"] = root / "prompts.txt"
+    found["PROMPTS"].write_text("a photo of a digit --d 3\na photo of the digit two\nthe digit six --s 1")
     found["LORA"] = root / "start.safetensors"
     unet = base_model.load_unet(base_model.Base(MODEL), torch.float32)
     attach_lora(unet, rank=TINY["rank"], alpha=1.0, seed=9)
@@ -332,7 +346,7 @@ def test_field_changes_something(name, outcome_of):
     case = CASES[name]
     settings = {**TINY, "unlabeled": "unlabeled", "sensitive": "sensitive", **case.given}
     before, after = (outcome_of(s, case.command) for s in (settings, {**settings, name: case.value}))
-    refused = name in ("device", "skip_bad_images", "vram_budget")
+    refused = name in ("device", "skip_bad_images", "vram_budget", "log_with")
     assert refused or (before.code, after.code) == (0, 0), before.text + after.text
     assert case.observe(before) != case.observe(after)
 

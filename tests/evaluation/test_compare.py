@@ -43,7 +43,8 @@ def test_a_sweep_trains_evaluates_and_compares(tmp_path, in_process, capsys):
             "“a photo of a digit” by the built-in digit classifier (even is normal), balanced accuracy "
         )
     page = (tmp_path / "compare.html").read_text()
-    assert page.count("data:image/png") == 3  # the curves and a grid of each
+    assert page.count("data:image/png") == 2  # a grid of each
+    assert page.count("<polyline") == 4  # two curves of each
     capsys.readouterr()
     done = len(in_process)
     assert main(words) == 0  # finished runs are kept

@@ -1,6 +1,9 @@
 """The command evaluate: statistics against published values and closed forms, and whether it is honest."""
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from trainer.evaluation import findings
 from trainer.metrics import image_quality, judges
 from trainer.metrics.judges import Accuracy, Judge
 from trainer.metrics.statistics import components, frechet_distance, kernel_distance, paired, wilson
-from trainer.reporting.verdict import about_growth, about_rates, is_memorising
+from trainer.reporting.verdict import about_growth, about_harm, about_negative_risk, about_rates, is_memorising
 
 QUICK = ("--steps", "4", "--strengths", "0,1", "--retain-prompts", "a photo of the digit two")
 
@@ -155,7 +158,7 @@ def test_a_lora_is_measured_and_a_second_call_makes_no_picture_again(tmp_path, l
     assert (at_1["drift"] > 0, at_1["hits"]) == (True, found["after"]["hits"])
     page = (tmp_path / "evaluate.html").read_text()
     assert "What this does not show" in page
-    assert page.count("data:image/png") == 5  # before, after, one retained prompt twice, the curve
+    assert page.count("data:image/png") == 2 * 24 + 2 * 16  # each seed of the prompt and of the retained one
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
     assert len(made) == 4 * 24 + 4 * 16
     assert evaluate(tmp_path, "--lora", lora) == found
@@ -208,16 +211,39 @@ def test_fid_and_kid_by_torch_fidelity(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         for i, image in enumerate(images):
             size = (40, 28 + i) if name == "real" else (28, 28)
-            Image.fromarray(image).resize(size).convert("RGB").save(tmp_path / name / f"{i}.png")
-    files = {name: sorted((tmp_path / name).glob("*.png")) for name in ("even", "odd", "real")}
+            suffix = (".png", ".tif", ".gif", ".jfif")[i % 4] if name == "real" else ".png"  # all that we read
+            Image.fromarray(image).resize(size).convert("RGB").save(tmp_path / name / f"{i}{suffix}")
+    files = {name: sorted((tmp_path / name).iterdir()) for name in ("even", "odd", "real")}
     result, why = image_quality.inception_distances(
         {name: files[name] for name in ("even", "odd")}, files["real"], on_gpu=False
     )
     assert why is None
     assert [d.name.split()[0] for d in result["even"]] == ["FID", "KID"]
-    assert "biased upwards below 2048" in result["even"][0].name  # what a FID of so few is worth
+    assert "FID from 12 images (biased upwards below 2048" in result["even"][0].name  # what a FID of so few is worth
     for near, far in zip(result["even"], result["odd"], strict=True):
         assert near.value < far.value
+
+
+def test_fid_counts_all_real_images_that_are_read(tmp_path, monkeypatch):
+    """torch-fidelity finds files by suffix: one that it does not know would be left out without a word."""
+    seen = {}
+
+    def calculate_metrics(input1, input2, samples_find_ext, **_):
+        for folder in (input1, input2):
+            found = [path for path in Path(folder).iterdir() if path.suffix[1:] in samples_find_ext.split(",")]
+            seen[folder] = [Image.open(path).convert("RGB").getpixel((0, 0)) for path in sorted(found)]
+        return {"frechet_inception_distance": 1.0, "kernel_inception_distance_mean": 0.5}
+
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(calculate_metrics=calculate_metrics))
+    kinds = {".png": (9, 0, 0), ".tif": (0, 9, 0), ".gif": (0, 0, 9), ".bmp": (9, 9, 9)}
+    for suffix, colour in kinds.items():
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"x{suffix}")
+    Image.new("I;16", (8, 8), 0x8000).save(tmp_path / "deep.tiff")
+    real = [*(tmp_path / f"x{suffix}" for suffix in kinds), tmp_path / "deep.tiff"]
+    result, why = image_quality.inception_distances({"before": [tmp_path / "x.png"]}, real, on_gpu=False)
+    assert why is None
+    assert list(seen.values()) == [[(9, 0, 0)], [*kinds.values(), (128, 128, 128)]]
+    assert result["before"][0].name.startswith("FID from 1 image (biased")
 
 
 def test_a_classifier_at_chance_gives_no_rate(tmp_path, lora, capsys):
@@ -375,6 +401,26 @@ def test_memorising_is_noticed_when_the_held_out_images_fall_behind(trained, hel
     assert is_memorising(growth) == warns
     assert ("unlearns these images more than what they have in common" in (about_growth(growth) or "")) == warns
     assert not is_memorising({})
+
+
+@pytest.mark.parametrize(
+    ("growth", "normal"),
+    [
+        ({"unlabeled": 1.2, "trained": 2.1, "held_out": 2.0}, None),  # the hidden ones alone: normal ones are at 1.0
+        ({"unlabeled": 1.8, "trained": 2.0, "held_out": 1.0}, "2.00"),
+        ({"unlabeled": 1.6, "trained": 1.0}, "1.75"),  # nothing held out
+        ({"unlabeled": 9.0}, None),
+        ({"trained": 9.0, "held_out": 9.0}, None),
+    ],
+)
+def test_harm_is_told_by_the_normal_images_alone(growth, normal):
+    found = about_harm(growth, prior=0.2)
+    assert found is None if normal is None else f"The loss on normal images grew × {normal}:" in found
+
+
+def test_a_normal_risk_that_is_often_negative_is_explained():
+    assert about_negative_risk(30, 600, 0.2) is None
+    assert "negative in 31 of 600 steps. Either the prior of 0.2 is too high" in about_negative_risk(31, 600, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -56,3 +56,10 @@ def test_paired_ratio():
     ratio, upper = benchmark.paired_ratio(fake(slow), fake([1.0, 2.0, 1.5, 3.0, 1.0, 1.0]), 6)
     assert abs(ratio - 1.1) < 1e-6
     assert abs(upper - 1.1) < 1e-6
+
+
+def test_plain_training_is_compared_on_as_many_samples(capsys):
+    words = ["--small", "--resolution", "64", "--repeat", "1", "--device", "cpu", "--settings", "plain"]
+    assert benchmark.main([*words, "--unsupervised"]) == 0
+    compared = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"pu: \d\.\d{3} of the time of unsupervised \(95 % upper bound \d\.\d{3}\)", compared)

@@ -1,6 +1,7 @@
 """Choices of device, precision, optimizer and micro-batch, without the cards they are about."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ def card(monkeypatch, capability, name):
         ((7, 5), "NVIDIA GeForce GTX 1660 SUPER", "fp32"),
         ((7, 5), "Quadro T1000 with Max-Q Design", "fp32"),
         ((7, 5), "Tesla T4", "fp16"),
+        ((7, 5), "NVIDIA T400 4GB", "fp32"),
         ((6, 1), "NVIDIA GeForce GTX 1080", "fp16"),
     ],
 )
@@ -30,6 +32,17 @@ def test_auto_precision_follows_the_card(monkeypatch, capability, name, wanted):
     card(monkeypatch, capability, name)
     assert devices.choose_precision("auto", torch.device("cuda")) == wanted
     assert devices.choose_precision("fp32", torch.device("cuda")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "wanted"),
+    [("gfx1030", "fp16"), ("gfx1010", "fp16"), ("gfx906", "fp16"), ("gfx1100", "bf16"), ("gfx90a:sramecc+", "bf16")],
+)
+def test_amd_cards_use_bf16_where_it_is_native(monkeypatch, architecture, wanted):
+    card(monkeypatch, (10, 3), "AMD Radeon")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=architecture))
+    assert devices.choose_precision("auto", torch.device("cuda")) == wanted
 
 
 def test_cards_that_train_together_compute_in_one_format():
@@ -43,7 +56,13 @@ def test_cards_that_train_together_compute_in_one_format():
 def test_the_budget_is_never_more_than_what_is_free(monkeypatch, wanted, budget):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3000 * 2**20, 4096 * 2**20))
     assert devices.budget_mib(torch.device("cuda"), wanted) == budget
-    assert devices.budget_mib(torch.device("cpu"), wanted) == float("inf")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps"])
+@pytest.mark.parametrize(("wanted", "budget"), [(None, float("inf")), (2.0, 2048.0), (4.0, 3000.0)])
+def test_off_cuda_a_named_budget_counts_as_far_as_ram_is_free(monkeypatch, kind, wanted, budget):
+    monkeypatch.setattr(devices, "free_ram_mib", lambda: 3000.0)
+    assert devices.budget_mib(torch.device(kind), wanted) == budget
 
 
 @pytest.mark.parametrize(
@@ -57,6 +76,12 @@ def test_the_budget_is_never_more_than_what_is_free(monkeypatch, wanted, budget)
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
         (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
     ],

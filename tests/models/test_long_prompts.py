@@ -75,7 +75,7 @@ def test_a_run_says_how_many_captions_are_cut(trainer, digit_folders, tmp_path):
     found = trainer(*words, "--name", "short")
     assert found.returncode == 0, found.stderr
     said = found.stdout + found.stderr
-    assert "1 of 1 captions have more than 75 tokens, the rest is cut off: “zero one two three" in said
+    assert "1 of 1 caption have more than 75 tokens, the rest is cut off: “zero one two three" in said
     assert "--max-token-length 150 reads more" in said
     assert "Token indices sequence length" not in said
     found = trainer(*words, "--name", "long", "--max-token-length", 225, "--save-state-every", 1)

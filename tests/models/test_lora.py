@@ -287,3 +287,34 @@ def test_a_lora_of_another_model_is_one_sentence(unet, tmp_path):
     safetensors.torch.save_file({**tensors, name: tensors[name] * float("nan")}, path)
     with pytest.raises(UserError, match=f"damaged: {name}"):
         added(path)
+
+
+def test_a_start_that_does_not_fit_is_refused_before_encoding(unet, digit_folders, tmp_path, trainer):
+    weights = LoraNetwork(unet).weights()
+    lora_file.save(tmp_path / "rank4.safetensors", lora_file.to_kohya(weights, alpha=4.0, dtype=torch.float32), {})
+    wide = {key: torch.zeros(value.shape[0], value.shape[1] + 1, *value.shape[2:]) for key, value in weights.items()}
+    lora_file.save(tmp_path / "wide.safetensors", lora_file.to_kohya(wide, alpha=4.0, dtype=torch.float32), {})
+    words = ["--base", "builtin", "--prompt", "x", "--output-dir", tmp_path / "out", "--steps", 1, "--rank"]
+    words = ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"], *words]
+    for rank, name, said in ((8, "rank4", "has rank 4; give --rank 4"), (4, "wide", "is a LoRA for another model")):
+        done = trainer(*words, rank, "--init-lora", tmp_path / f"{name}.safetensors")
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert not list((tmp_path / "out").rglob("cache"))
+
+
+def test_a_sampler_that_knows_no_zero_terminal_snr_is_refused():
+    from types import SimpleNamespace
+
+    from diffusers import DDIMScheduler
+
+    for zero in (False, True):
+        pipe = SimpleNamespace(scheduler=DDIMScheduler(rescale_betas_zero_snr=zero, timestep_spacing="trailing"))
+        for name in ("dpm++", "euler_a"):
+            pipeline.set_sampler(pipe, name)
+            assert bool(pipe.scheduler.config.rescale_betas_zero_snr) == zero
+        if zero:
+            with pytest.raises(UserError, match="--sampler pndm: knows no zero terminal SNR"):
+                pipeline.set_sampler(pipe, "pndm")
+        else:
+            pipeline.set_sampler(pipe, "pndm")

@@ -74,3 +74,24 @@ def test_risks_reports_the_same_numbers():
     assert found.normal == pytest.approx(found.unlabeled - 0.2 * found.loss_sensitive)
     assert found.objective == pytest.approx(found.sensitive + abs(found.normal))
     assert math.isnan(pu_loss.risks("unsupervised", u, s, prior=0.2).normal)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("prior", [0.01, 0.2, 0.4, 0.9])
+def test_the_minimum_lies_two_distances_beyond_the_normal_mean(prior, temperature):
+    """Where noise hides the kind: one number is predicted, normal images want 0, sensitive ones 1.
+
+    The gradient is that of `Weights` in expectation, at the base model's error, for a mixture of both kinds.
+    """
+    weights = pu_loss.Weights("pu", prior, 1, 1, pu_loss.sensitive_weight(prior, temperature))
+    of_sensitive = weights.sensitive(torch.tensor([1 / temperature]), 1).item()  # weight of d l, R > 0
+    normal, sensitive = 1 - prior, prior + of_sensitive  # the unlabeled ones are a mixture
+    assert sensitive / (normal + sensitive) == pytest.approx(-2, rel=1e-4)  # where the gradient vanishes
+
+
+def test_the_papers_weight_has_no_minimum_above_a_prior():
+    """The bound of the docstring: with the prior as weight, push and pull are equal at 1 - exp(-1 / temperature)."""
+    for temperature in (1.5, 3.0):
+        prior = 1 - math.exp(-1 / temperature)
+        push = -prior * pu_loss.sensitive_slope(torch.tensor(1 / temperature)).item()
+        assert push == pytest.approx(1 - prior, rel=1e-5)

@@ -17,7 +17,7 @@ from gradient_problems import (
     relative_error,
 )
 
-from trainer.objective import pu_loss
+from trainer.objective import pu_loss, step_gradient
 
 TOLERANCE = 1e-5
 
@@ -65,3 +65,44 @@ def test_nnpu_and_pu_agree_until_the_risk_is_negative():
         problem = Regression(factor)
         pu, nnpu = (accumulated(problem, o, 0.3, 3, 1)[0] for o in ("pu", "nnpu"))
         assert (relative_error(nnpu, pu) < TOLERANCE) == same
+
+
+def passes(objective, assumed_sign, micro_batch, shape_of=lambda member: None):
+    """Members of each pass through the model where R > 0, and the gradient."""
+    problem, seen = Regression(1.0), []
+
+    def losses_of(members):
+        seen.append(list(members))
+        return problem.losses(members), torch.ones(len(members))
+
+    step_gradient.accumulate(
+        losses_of,
+        UNLABELED,
+        SENSITIVE if objective != "unsupervised" else [],
+        problem.parameters,
+        pu_loss.Weights(objective, 0.3, N_UNLABELED, N_SENSITIVE),
+        assumed_sign=assumed_sign,
+        micro_batch=micro_batch,
+        shape_of=shape_of,
+    )
+    return seen, torch.cat([p.grad.flatten() for p in problem.parameters])
+
+
+@pytest.mark.parametrize("objective", ["pu", "nnpu", "supervised"])
+def test_a_step_costs_what_plain_training_does(objective):
+    """Both kinds share their passes; a wrong sign costs one more of the sensitive samples, and of no others."""
+    n = N_UNLABELED + N_SENSITIVE
+    assert [len(members) for members in passes(objective, 1, 6)[0]] == [6, 6, 3]
+    assert passes(objective, 1, n)[0] == [[*UNLABELED, *SENSITIVE]]
+    again = [SENSITIVE] if objective != "supervised" else []
+    assert passes(objective, -1, n)[0] == [[*UNLABELED, *SENSITIVE], *again]
+
+
+def test_a_micro_batch_is_of_one_shape():
+    """Every member once, unlabeled ones first, and the gradient of the whole batch all the same."""
+    seen, found = passes("pu", -1, 3, shape_of=lambda member: member % 2)
+    assert all(len({i % 2 for i in members}) == 1 and members == sorted(members) for members in seen)
+    assert [len(members) for members in seen] == [3, 3, 2, 3, 3, 1, 2, 2, 2, 1]  # 8 even, 7 odd; 4 and 3 once more
+    assert sorted(i for members in seen[:6] for i in members) == [*UNLABELED, *SENSITIVE]
+    wanted, _ = oracle(Regression(1.0), "pu", 0.3)
+    assert relative_error(found, wanted) <= TOLERANCE

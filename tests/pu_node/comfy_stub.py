@@ -52,6 +52,11 @@ class Schema:
     outputs: list = dataclasses.field(default_factory=list)
     description: str = ""
     is_output_node: bool = False
+    is_input_list: bool = False
+
+    def __post_init__(self):
+        ids = [part.id for part in (*self.inputs, *self.outputs)]
+        assert len(set(ids)) == len(ids), f"{self.node_id}: ComfyUI wants one id for each input and output"
 
 
 @dataclasses.dataclass
@@ -110,7 +115,7 @@ class Comfy:
         return self.node(name).define_schema()
 
     def node(self, name):
-        for module in ("input", "train", "audit", "apply", "compare", "evaluate", "make_data"):
+        for module in ("input", "dataset", "train", "audit", "apply", "compare", "evaluate", "make_data"):
             if found := getattr(importlib.import_module(f"pu_node.nodes_{module}"), name, None):
                 return found
         raise LookupError(name)
@@ -193,7 +198,10 @@ def comfy(monkeypatch, tmp_path):
         "folder_paths",
         get_output_directory=lambda: str(tmp_path / "output"),
         get_input_directory=lambda: str(tmp_path / "input"),
-        get_input_subfolders=lambda: sorted(p.name for p in (tmp_path / "input").iterdir() if p.is_dir()),
+        get_temp_directory=lambda: str(tmp_path / "temp"),
+        get_input_subfolders=lambda: sorted(
+            p.relative_to(tmp_path / "input").as_posix() for p in (tmp_path / "input").rglob("*") if p.is_dir()
+        ),
         get_filename_list=found.listed,
         get_folder_paths=lambda kind: [str(path) for path in found.paths(kind)],
         get_full_path_or_raise=found.full_path,

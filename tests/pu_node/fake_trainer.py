@@ -1,6 +1,7 @@
 """Pretends to be `python -m trainer`: writes the files and prints the events of one, without torch.
 
-The prompt tells what goes wrong: "slow" takes 20 ms a step, "noise" prints what nodes must not repeat.
+The prompt tells what goes wrong: "slow" takes 20 ms a step, "noise" prints what nodes must not repeat, "stuck" encodes
+until it is stopped, and as long as there is a file of that name.
 """
 
 import base64
@@ -15,26 +16,40 @@ PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4
 LORA = (2).to_bytes(8, "little") + b"{}"
 
 
+RUN = []  # the folder of a training, whose events are kept there, too
+
+
 def emit(event, **fields):
-    print(json.dumps({"event": event, **fields}), flush=True)
+    line = json.dumps({"event": event, **fields})
+    print(line, flush=True)
+    for run in RUN:
+        with (run / "events.jsonl").open("a") as file:
+            file.write(line + "\n")
 
 
 def train(options):
     out, name = Path(options["output-dir"]), options["name"]
     run, is_asked = out / name, []
     (run / "samples").mkdir(parents=True, exist_ok=True)
+    RUN.append(run)
     signal.signal(signal.SIGTERM, lambda *_: is_asked.append(True))
     states = sorted((run / "state").glob("step*.safetensors"))
-    first = int(states[-1].stem.removeprefix("step")) if "resume" in options else 0
-    if first:
+    first = int(states[-1].stem.removeprefix("step")) if "resume" in options and states else 0
+    if "resume" in options:
         options = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(options))
+    (run / "config.toml").touch()
     steps, prompt = int(options["steps"]), options.get("prompt", "")
     emit("plan", total_mib=3000.4, budget_mib=8000.0)
     for done in range(3):
         emit("phase", name="encode", what="images", done=done + 1, total=3)
+    while "stuck" in prompt and (out / "stuck").exists() and not is_asked:
+        time.sleep(0.02)
+    if is_asked:
+        return stopped()
     emit("phase", name="prior")
     emit("prior", value=0.2, message="prior 0.2 (0.1 to 0.3)")
+    emit("prior", value=0.2, message="prior: 0.20 (95 % interval 0.12 to 0.34), from 9 images")
     emit("phase", name="train")
     for step in range(first + 1, steps + 1):
         if is_asked:
@@ -42,9 +57,16 @@ def train(options):
             time.sleep(0.3)
             (run / "state" / f"step{step - 1:08d}.safetensors").write_bytes(LORA)
             (out / f"{name}.safetensors").write_bytes(LORA)
-            emit("error", kind="stopped", message="stopped by the user")
-            return 130
-        emit("step", step=step, of=steps, risk_unlabeled=1.0, ratio=None if step == 2 else 2.0, s_per_step=61.0)
+            return stopped()
+        emit(
+            "step",
+            step=step,
+            of=steps,
+            loss=1 / step if step != 2 else None,
+            risk_unlabeled=1.0,
+            ratio=None if step == 2 else 2.0,
+            s_per_step=61.0,
+        )
         if "noise" in prompt and step == 1:
             emit("warning", message="skipped 2 images: --skip-bad-images. To continue: python -m trainer --resume")
         time.sleep(0.02 if "slow" in prompt else 0)
@@ -55,8 +77,13 @@ def train(options):
     (run / "report.html").write_text(f"<code>sample --lora {lora}</code>")
     lora.write_bytes(LORA)
     summary = f"non-sensitive rate after: 0.9\nLoRA: {lora}\nreport: {run / 'report.html'}"
-    emit("done", lora=str(lora), report=str(run / "report.html"), summary=summary)
+    emit("done", lora=str(lora), report=str(run / "report.html"), summary=summary, rate_before=0.5, rate_after=0.9)
     return 0
+
+
+def stopped():
+    emit("error", kind="stopped", message="stopped by the user")
+    return 130
 
 
 def make_data(options):
@@ -79,6 +106,26 @@ def make_data(options):
     return 0
 
 
+def audit(options):
+    sheet = Path(options["output-dir"]) / "audit.png"
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    sheet.write_bytes(PNG)
+    emit("audit", text="prior: 0.20 (95 % interval 0.12 to 0.34), from 9 images", prior=0.2, sheet=str(sheet))
+
+
+def evaluate(options):
+    """With a classifier unless --prompt is "unjudged"."""
+    out = Path(options["out"])
+    for kind in ("before", "after"):
+        (out / "pictures" / kind).mkdir(parents=True, exist_ok=True)
+        for i in range(100):
+            (out / "pictures" / kind / f"{i:06d}.png").write_bytes(PNG)
+    (out / "both.png").write_bytes(PNG)
+    shares = {"before": {"rate": 0.5, "low": 0.4, "high": 0.6}, "after": {"rate": 0.9, "low": 0.8, "high": 0.95}}
+    judged = {} if options["prompt"] == "unjudged" else shares
+    emit("evaluate", text="rates", picture=str(out / "both.png"), **judged)
+
+
 def main():
     words = [word for word in sys.argv[1:] if not word.startswith("--") and word != "jsonl"]
     pairs = [word[2:].partition("=") for word in sys.argv[1:] if word.startswith("--")]
@@ -91,6 +138,10 @@ def main():
         emit("data", text=f"{n} unlabeled images")
     elif "plan" in words:
         emit("plan", lines=["fits"], fits=True)
+    elif "audit" in words:
+        audit(options)
+    elif "evaluate" in words:
+        evaluate(options)
     elif "make-data" in words:
         return make_data(options)
     else:

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from comfyui_server import COMFYUI, PYTHON, ROOT, demo, needs_comfyui, server, workflow
+from comfyui_server import COMFYUI, PYTHON, ROOT, TINY, demo, needs_comfyui, server, workflow
 from diffusers import UNet2DConditionModel
 from random_checkpoint import FULL, write
 from safetensors.torch import load_file, save_file
@@ -38,7 +39,7 @@ def test_loads_without_a_word(server):
     ours = [line for line in log.splitlines() if "pu-unlearn" in line or "PU Unlearn" in line]
     assert len(ours) == 1, ours  # its import time
     names = {"PUDataset", "PUOptions", "PUUnlearn", "PUApplyLoRA", "PUCompare", "PUPlan"}
-    names |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns", "PUCheckpoint"}
+    names |= {"PUMakeData", "PUAudit", "PUEvaluate", "PUCompareRuns", "PUCheckpoint", "PUCheckpointFromModel"}
     assert names <= server.get("object_info").keys()
 
 
@@ -350,6 +351,52 @@ def test_sd_template_on_a_random_checkpoint(server):
     assert "lora key not loaded" not in server.log.read_text()[before:]
 
 
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def test_core_nodes_give_images_and_a_model(server):
+    """Load Image Dataset from Folder and Load Checkpoint in; planned only, as a training takes minutes."""
+    template = workflow("unlearn-with-sd15-checkpoint", name="core", resolution=64)
+    images = {**template["3"]["inputs"], "unlabeled": "unlabeled", "unlabeled_images": ["1", 0]}
+    graph = {
+        "1": node("LoadImageSetFromFolderNode", folder="unlabeled", resize_method="None"),
+        "2": node("CheckpointLoaderSimple", ckpt_name="tiny.safetensors"),
+        "3": node("PUDataset", **images),
+        "4": node("PUCheckpointFromModel", model=["2", 0], clip=["2", 1], vae=["2", 2]),
+        "5": node("PUPlan", **{**template["5"]["inputs"], "dataset": ["3", 0], "checkpoint_link": ["4", 0]}),
+        "6": node("PreviewImage", images=["3", 1]),
+        "7": node("PreviewAny", source=["5", 0]),
+    }
+    history, last = server.run(graph)
+    assert last[0] == "execution_success", last
+    assert "MiB" in history["outputs"]["7"]["text"][0]
+    made = server.base / "temp" / "pu_unlearn"
+    assert sorted(len(list(folder.glob("*.png"))) for folder in made.iterdir()) == [0, 4]  # checkpoints, images
+    assert len(list((made / "checkpoints").glob("model-*.safetensors"))) == 1
+
+
+def test_core_nodes_take_losses_pictures_numbers_and_the_lora(server):
+    graph = demo(name="core", steps=3)
+    graph |= {
+        "20": node("LossGraphNode", loss=["3", 7], filename_prefix="losses"),
+        "21": node("SaveLoRANode", lora=["3", 0], prefix="loras/saved"),
+        "22": node("PreviewImage", images=["3", 6]),
+        "23": node("PreviewAny", source=["3", 12]),
+    }
+    history, last = server.run(graph)
+    assert last[0] == "execution_success", last
+    shown = history["outputs"]
+    assert len(shown["20"]["images"]) == 1
+    assert len(shown["22"]["images"]) > 1  # one by one
+    assert 0 <= float(shown["23"]["text"][0]) <= 1  # the rate after
+    (saved,) = (server.base / "output" / "loras").glob("saved*.safetensors")
+    assert (
+        load_file(saved).keys()
+        == load_file(server.base / "output" / "loras" / "pu_unlearn_demo" / "core.safetensors").keys()
+    )
+
+
 PATCHED = """
 import json, sys
 checkpoint, file = sys.argv[1:]
@@ -385,6 +432,71 @@ def test_patched_weights_are_the_loras(server):
     found = patched_weights(server.base / "models" / "checkpoints" / "tiny.safetensors", file)
     assert found["patches"] == sum(name.endswith(".alpha") for name in load_file(file)) > 0
     assert found["worst"] <= 1e-3 * found["moved"]
+
+
+SAVED = """
+import json, sys
+root, checkpoint, lora, temp = sys.argv[1:]
+sys.argv = ["x", "--cpu", "--force-fp32"]
+sys.path.insert(0, root)
+import comfy.options; comfy.options.enable_args_parsing()
+import comfy.sd, comfy.utils, comfy_extras.nodes_model_advanced as advanced, folder_paths
+from pu_node import model_file
+folder_paths.set_temp_directory(temp)
+model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(checkpoint)
+def saved(model):
+    return str(model_file.save(model, clip, vae))
+plain = saved(model)
+again, time = saved(model), model_file.Path(plain).stat().st_mtime_ns
+weights = comfy.utils.load_torch_file(lora, safe_load=True)
+patched, patched_clip = comfy.sd.load_lora_for_models(model, clip, weights, 0.7, 0.7)
+change = advanced.ModelSamplingDiscrete().patch
+found = {"plain": plain, "again": again, "patched": str(model_file.save(patched, patched_clip, vae))}
+found["v"] = saved(change(model, "v_prediction", True)[0])
+try:
+    saved(change(model, "lcm", False)[0])
+except ValueError as error:
+    found["refused"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_a_model_of_the_graph_becomes_a_checkpoint(tmp_path):
+    """With its LoRAs in the weights, its sampling told; the same model is the same file."""
+    from trainer.models import base_model
+    from trainer.models.noise_schedule import declared_by
+
+    checkpoint = write(tmp_path / "tiny.safetensors", TINY)
+    unet = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
+    text = "text_model.encoder.layers.3.mlp.fc1"
+    names = {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (320, 768)}
+    names["lora_te_text_model_encoder_layers_3_mlp_fc1"] = (3072, 768)
+    generator, lora = torch.Generator().manual_seed(0), {}
+    for name, (out, inside) in names.items():
+        lora[f"{name}.lora_down.weight"] = torch.randn(4, inside, generator=generator) * 0.1
+        lora[f"{name}.lora_up.weight"] = torch.randn(out, 4, generator=generator) * 0.1
+        lora[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(lora, tmp_path / "lora.safetensors")
+    words = [ROOT, checkpoint, tmp_path / "lora.safetensors", tmp_path / "temp"]
+    done = subprocess.run([PYTHON, "-c", SAVED, *words], cwd=COMFYUI, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["again"] == found["plain"]
+    assert found["refused"].startswith("model: its sampling was changed to")
+    before, after = load_file(found["plain"]), load_file(found["patched"])
+    keys = (f"model.diffusion_model.{unet}.weight", f"cond_stage_model.transformer.{text}.weight")
+    for key, name in zip(keys, names, strict=True):
+        wanted = 0.7 * lora[f"{name}.lora_up.weight"] @ lora[f"{name}.lora_down.weight"]
+        assert torch.allclose(after[key].float() - before[key].float(), wanted, atol=1e-3 + 2e-3 * wanted.abs().max())
+    assert torch.equal(load_file(found["plain"])[keys[1]].float(), load_file(checkpoint)[keys[1]].float())
+    for path in (found["plain"], found["patched"], found["v"]):
+        base_model.check(base_model.Base(model_file_path := Path(path), None, "auto"))
+        assert model_file_path.parent == tmp_path / "temp" / "pu_unlearn" / "checkpoints"
+    assert declared_by(Path(found["plain"]))["prediction_type"] == "epsilon"
+    assert (
+        declared_by(Path(found["v"])).items()
+        >= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}.items()
+    )
 
 
 @pytest.mark.slow

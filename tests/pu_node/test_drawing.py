@@ -107,3 +107,13 @@ def test_a_loss_that_is_not_finite_does_not_hide_the_others():
     lines = [drawing.curve([0.5, 0.5, bad, 0.5], [None] * 4, 4) for bad in (None, float("nan"), float("inf"))]
     assert all(np.array_equal(line, lines[0]) for line in lines)
     assert (np.asarray(lines[0]) == drawing.UNLABELED).all(-1).any()
+
+
+def test_a_plot_on_white_takes_the_nodes_colours():
+    plot = Image.new("RGB", (3, 1), "white")
+    plot.putpixel((1, 0), (0, 0, 0))
+    plot.putpixel((2, 0), (31, 119, 180))  # matplotlib's first line
+    white, black, blue = (drawing.on_dark(plot).getpixel((x, 0)) for x in range(3))
+    assert white == drawing.BACKGROUND
+    assert black == drawing.INK
+    assert blue[2] > 200 > 120 > blue[0]

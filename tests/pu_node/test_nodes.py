@@ -338,7 +338,7 @@ def test_the_history_has_results(comfy):
     done = demo(comfy)
     folder = "pu_unlearn/demo"
     assert done.ui["images"] == [
-        {"filename": "loss.png", "subfolder": folder, "type": "output"},
+        {"filename": "curve.png", "subfolder": folder, "type": "output"},
         {"filename": "before.png", "subfolder": f"{folder}/samples", "type": "output"},
         {"filename": "after.png", "subfolder": f"{folder}/samples", "type": "output"},
     ]
@@ -390,6 +390,49 @@ def test_the_next_run_waits_until_the_cancelled_one_is_saved(comfy):
     cancel(comfy)
     train(comfy, prompt="slow", steps=500)
     assert "resume" in trainings(comfy)[1]
+
+
+def stop_while_it_encodes(comfy):
+    """Train, and press Cancel before the first step. Returns: the run's folder."""
+    dataset(comfy)
+    root = comfy.root / "output" / "pu_unlearn"
+    root.mkdir()
+    (root / "stuck").touch()
+    comfy.cancel_at = len(comfy.bars) + 3
+    with pytest.raises(Interrupted):
+        train(comfy, prompt="stuck")
+    launch.wait_for_saving(lambda: None)
+    (root / "stuck").unlink()
+    assert not list(root.glob("mine/state/*"))
+    return root / "mine"
+
+
+def test_a_run_that_was_stopped_before_its_first_state_goes_on(comfy, monkeypatch):
+    from pu_node import training_view
+
+    monkeypatch.setattr(training_view, "SHOW_EVERY_S", 0.0)
+    cached = stop_while_it_encodes(comfy) / "cache" / "latents"
+    cached.parent.mkdir()
+    cached.touch()
+    done = train(comfy, prompt="stuck")
+    assert trainings(comfy)[1].keys() == {"resume", "name", "output-dir", "events", "follow-parent"}
+    said = "continued where it was stopped, before anything was trained"
+    assert said in done.args[4]
+    assert said in "\n".join(comfy.texts)
+    assert cached.exists()
+    assert loras(comfy) == ["mine.safetensors"]
+
+
+def test_a_run_that_cannot_go_on_begins_anew_under_its_name(comfy, monkeypatch):
+    from pu_node import training_view
+
+    monkeypatch.setattr(training_view, "SHOW_EVERY_S", 0.0)
+    run = stop_while_it_encodes(comfy)
+    (run / "config.json").write_text("damaged")
+    done = train(comfy, prompt="stuck")
+    assert ["resume" in options for options in trainings(comfy)] == [False, True, False]
+    assert "it could not be continued, and began anew" in done.args[4]
+    assert loras(comfy) == ["mine.safetensors"]
 
 
 def test_other_settings_and_retrain_do_not_go_on(comfy):
@@ -461,7 +504,7 @@ def test_compare_loads_each_model_once(comfy):
 # widgets
 
 ALL = ("PUCheckpoint", "PUDataset", "PUOptions", "PUUnlearn", "PUPlan", "PUAudit", "PUApplyLoRA", "PUCompare")
-ALL += ("PUCompareRuns", "PUEvaluate", "PUMakeData")
+ALL += ("PUCompareRuns", "PUEvaluate", "PUMakeData", "PUCheckpointFromModel")
 
 
 def test_widgets_mean_what_they_show(comfy):

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from trainer import ui
 from trainer.common.errors import UserError
 from trainer.config import arguments
 from trainer.config.train_config import TrainConfig
+from trainer.data import captions, decoding
 from trainer.models import lora_file
 
 ROOT = Path(__file__).parents[2]
@@ -219,13 +221,50 @@ def test_one_training_at_a_time_which_can_be_cancelled(host, monkeypatch):
     assert state.ended == "cancelled"
     assert state.message == "Stopped at step 1, before the first save: there is nothing to resume."
     work._thread.join(5)
-    saved = host.output / "x" / "state" / "step00000001.safetensors"
+    saved = host.output / "x" / "config.toml"  # a run goes on from any phase
     saved.parent.mkdir(parents=True)
     saved.touch()
     assert '--resume --name "x"' in work._how_to_resume({"name": "x", "output_dir": str(host.output)})
     work.start(RUN)
     work.cancel()
     assert ended(work).ended == "cancelled"
+
+
+def test_the_training_that_was_interrupted_last_is_resumed(host, monkeypatch, tmp_path):
+    """By its own name, with all that the LoRA's notes say about it."""
+    for i, (name, last) in enumerate((("old", "step"), ("newer", "step"), ("done", "done"))):
+        run = host.output / name
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(f'objective = "nnpu"\nsteps = {5 + i}\nprior = 0.2\ntemperature = 3.0\n')
+        (run / "events.jsonl").write_text('{"v": 1, "event": "phase"}\n' + json.dumps({"v": 1, "event": last}) + "\n")
+        for path in run.iterdir():
+            os.utime(path, (i, i))
+    called = {}
+
+    def command(words, settings):
+        called.update(settings)
+        run = host.output / settings["name"]
+        for file in ("lora.safetensors", "report.html"):
+            (run / file).write_bytes(b"x")
+        return child(
+            STEP, {"event": "done", "lora": f"{run}/lora.safetensors", "report": f"{run}/report.html", "summary": "s"}
+        )
+
+    monkeypatch.setattr(launch, "command", command)
+    work = training_job.Job(host)
+    work.resume()
+    state = ended(work)
+    assert (state.ended, state.name, state.step) == ("done", "newer", 1), state
+    assert called == {"resume": True, "name": "newer", "output_dir": str(host.output), "device": "auto"}
+    assert (
+        "objective nnpu, steps 6, prior 0.2"
+        in json.loads((tmp_path / "lists" / "lora.json").read_text())["description"]
+    )
+
+
+def test_nothing_to_resume_is_said(host):
+    with pytest.raises(ValueError, match=r"nothing to resume: .* holds no training that was interrupted"):
+        training_job.Job(host).resume()
 
 
 def test_a_name_that_the_list_has_in_any_folder_is_not_taken_again(host, tmp_path):
@@ -382,9 +421,40 @@ def test_the_webuis_script_is_thin():
     assert len((ROOT / "scripts" / "pu_unlearn.py").read_text().splitlines()) < 40
 
 
-@pytest.mark.parametrize("empty", [None, "", 0, 0.0])
+@pytest.mark.parametrize("zero", [0, 0.0, "0", "0.0"])
+def test_a_zero_is_no_empty_number(zero, tmp_path):
+    """A prior of 0 would say that nothing is hidden: it must not be taken for "estimate it"."""
+    _, problems = form.read(values(prior=zero, min_snr_gamma=zero), {}, [])
+    assert problems == {"prior": "must be greater than 0", "min_snr_gamma": "must be greater than 0"}
+
+
+def test_numbers_that_may_be_empty_are_read_from_text():
+    settings, problems = form.read(values(prior="0.25", min_snr_gamma=" 5 "), {}, [])
+    assert not problems
+    assert (settings["prior"], settings["min_snr_gamma"]) == (0.25, 5.0)
+
+
+def test_images_without_a_caption_are_counted(tmp_path):
+    for name in ("a.png", "b.JPG", "c.jpg", ".hidden.png", "sub/d.webp", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert form.uncaptioned(tmp_path) == (4, 4)
+    for name in ("a.txt", "B.TXT", "sub/d.caption"):
+        (tmp_path / name).touch()
+    assert form.uncaptioned(tmp_path) == (1, 4)
+    said = form.without_caption({"unlabeled": tmp_path, "prompt": None})
+    assert said == {"prompt": "1 of 4 unlabeled images have no caption beside them: write one that fits them all"}
+    assert form.without_caption({"unlabeled": tmp_path, "prompt": "x"}) == {}
+    assert form.without_caption({"prompt": None}) == {}  # the demo
+
+
+def test_the_page_counts_the_kinds_of_image_that_the_trainer_reads():
+    assert {*decoding.SUFFIXES, *decoding.FURTHER} == form.IMAGES
+    assert set(form.CAPTIONS) == set(captions.SUFFIXES)
+
+
+@pytest.mark.parametrize("empty", [None, "", " "])
 def test_an_empty_number_is_left_to_the_trainer(empty):
-    """gradio 3 sends 0 for it, the others null."""
     settings, problems = form.read(values(prior=empty, min_snr_gamma=empty), {}, [])
     assert not problems
     assert settings["prior"] is None

@@ -86,8 +86,8 @@ def test_the_key_depends_on_contents_and_not_on_places(trainer, tmp_path, images
 
 def test_a_file_is_read_once(tmp_path, images, monkeypatch):
     read = []
-    genuine = result_cache._sha256
-    monkeypatch.setattr(result_cache, "_sha256", lambda path: read.append(path.name) or genuine(path))
+    genuine = result_cache.sha256
+    monkeypatch.setattr(result_cache, "sha256", lambda path: read.append(path.name) or genuine(path))
     for _ in range(2):  # two starts of ComfyUI
         digests = result_cache.Digests(tmp_path / "digests.json")
         digests.of(images)

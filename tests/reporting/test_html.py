@@ -1,5 +1,7 @@
 """Every page: with all its parts and without those that may be missing, self-contained, and with all text escaped."""
 
+import base64
+import hashlib
 import re
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ from PIL import Image
 
 from trainer.audit import command as audit
 from trainer.config.train_config import TrainConfig
+from trainer.data.contact_sheet import save_grid
 from trainer.data.folders import Folders, Sample
 from trainer.data.job import TrainingJob
 from trainer.evaluation import compare_command, findings
@@ -29,7 +32,7 @@ from trainer.reporting.run_dir import RunDir
 from trainer.reporting.run_history import RunSummary
 from trainer.training import report as training_report
 from trainer.training.before_after import Evaluation
-from trainer.training.trained_model import TrainedModel
+from trainer.training.learner import TrainedModel
 
 EVIL = "<script>alert('1')</script>&\""
 STEP = {"event": "step", "step": 1, "of": 1, "risk_unlabeled": 0.5, "risk_sensitive": 0.4, "normal_risk": 0.3}
@@ -129,10 +132,10 @@ def reproduction(folder, *, full):
 
 
 PAGES = {  # what writes each template, and what the page answers, with all its parts and without
-    "training.html": (training, "95.0 % of pictures are normal now; 50.0 % before.", "Trained for 1000 steps."),
+    "training.html": (training, "95 % of pictures are normal now; 50 % before.", "Trained for 1000 steps."),
     "evaluation.html": (
         evaluation,
-        "100.0 % of pictures are normal now; 11.1 % before.",
+        "100 % of pictures are normal now; 11.1 % before.",
         "No rate: no judge was named.",
     ),
     "comparison.html": (comparison, "Highest non-sensitive rate: 90.0 %", "2 runs with the same settings."),
@@ -152,18 +155,21 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.tags, self.open, self.texts = [], [], {}
+        self.tags, self.open, self.texts, self.order, self.first = [], [], {}, [], None
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag not in ("meta", "img"):
             self.open.append(tag)
+            self.order.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if "h1" in self.open and data.strip():
+            self.first = self.first or self.order[self.order.index("body") :]
         if self.open:
             self.texts[self.open[-1]] = self.texts.get(self.open[-1], "") + data
 
@@ -183,17 +189,23 @@ def test_page(template, full, tmp_path):
     assert page.open == []
     answer = " ".join(page.texts["h1"].split())
     assert (with_all if full else without) in answer
+    assert page.first == ["body", "header", "p", "h1"]  # nothing but the page's name stands before the answer
     tags = {tag for tag, _ in page.tags}
     assert {"h1", "style", "title", "meta"} <= tags
-    assert not tags & {"script", "link", "iframe", "object", "a"}
+    assert not tags & {"link", "iframe", "object", "a"}
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert all(attributes["src"].startswith("data:image/png;base64,") for tag, attributes in page.tags if tag == "img")
+    assert all(
+        re.match("data:image/(png|jpeg);base64,", attributes["src"]) for tag, attributes in page.tags if tag == "img"
+    )
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
     assert "width=device-width" in str([attributes for tag, attributes in page.tags if tag == "meta"])
     text = path.read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(" in text
-    assert "<script" not in text
     assert "://" not in text
+    script = (html.TEMPLATES / "page.js").read_text(encoding="utf-8")
+    assert re.findall(r"<script.*?</script>", text, re.DOTALL) == [f"<script>{script}</script>"]  # the only one
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text  # which a browser runs; no other
 
 
 def test_missing_values_are_errors(tmp_path):
@@ -241,3 +253,28 @@ def test_doubts_are_marked_on_the_page(name, tmp_path):
     page = evaluation_report.write(Options(out=tmp_path, n=1), PictureSets(before=files, after=files), found).page
     marked = re.findall(r'<p class="warning">(.*?)</p>', page.read_text(encoding="utf-8"))
     assert len(marked) == 1, marked
+
+
+def test_the_script_reads_no_text_as_html():
+    """Names and prompts on a page are text; the script puts them in as text, and asks nobody for anything."""
+    script = (html.TEMPLATES / "page.js").read_text(encoding="utf-8")
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval|fetch|XMLHttp|import|</", script)
+
+
+def test_before_and_after_stand_side_by_side_for_each_seed(tmp_path):
+    """The tiles of both grids, and large ones as JPEG, the first 16 of them unfolded."""
+    images = np.stack([np.full((200, 200, 3), 10 * i, np.uint8) for i in range(18)])
+    for name, values in (("before", images), ("after", 255 - images)):
+        save_grid(values, tmp_path / f"{name}.png")
+    pairs = training_report._pairs(
+        Evaluation("x", tmp_path / "before.png", tmp_path / "after.png", None, None, None), 18
+    )
+    assert [seed for seed, *_ in pairs] == list(range(18))
+    for i, (_, before, after) in enumerate(pairs):
+        assert np.array_equal(before, images[i])
+        assert np.array_equal(after, 255 - images[i])
+    macros = html._environment().from_string('{% from "macros.html" import before_after %}{{ before_after(pairs) }}')
+    text = macros.render(pairs=pairs)
+    assert text.count("data:image/jpeg") == 36
+    assert text.index("2 more pairs") < text.index("seed 16, before")
+    assert text.index("seed 15, after") < text.index("2 more pairs")

@@ -106,3 +106,17 @@ def test_a_run_whose_parent_dies_saves_what_it_has(trainer, digit_folders, tmp_p
     (state,) = (tmp_path / "pu-lora" / "state").glob("step*.safetensors")
     assert int(state.stem.removeprefix("step")) >= json.loads(seen)["step"]
     assert (tmp_path / "pu-lora.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="fork, SIGKILL")
+def test_runs_killed_at_random_in_every_phase_end_equal(tmp_path):
+    """In a process of its own: it forks. More of them: python tests/kill_often.py 1000."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "kill_often.py", "50"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every run equal" in done.stdout

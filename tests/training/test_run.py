@@ -58,10 +58,17 @@ def test_whole_run_and_second_run(trainer, digit_folders, tmp_path):
         tensors,
     }
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 2 * 4
     for word in ("ComfyUI", "A1111", "diffusers", "Before and after"):
         assert word in page
+    beside = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert beside == {"mine.safetensors", "mine.md", "mine.json", "mine.preview.png"}
     first = (tmp_path / "mine.safetensors").read_bytes()
+    shown = trainer("--settings-from", tmp_path / "mine.safetensors", "--name", "mine", "--dry-run")
+    told = dict(line.split(" = ", 1) for line in shown.stdout.splitlines())
+    kept = dict(line.split(" = ", 1) for line in (run / "config.toml").read_text().splitlines())
+    hidden = {name for name in kept if told.get(name) != kept[name]}
+    assert hidden == {"unlabeled", "sensitive", "output_dir"}  # what --metadata safe does not tell
     again = trainer("--config", run / "config.toml")  # the saved settings rerun as they are, under the next free name
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "mine.safetensors").read_bytes() == first
@@ -95,7 +102,8 @@ def telling_run(trainer, digit_folders, tmp_path, *more):
 
 def test_metadata_safe_tells_no_name_and_nothing_of_a_caption(trainer, digit_folders, tmp_path):
     lora, report, captions = telling_run(trainer, digit_folders, tmp_path)
-    for file in (lora, report):
+    beside = [lora.with_name(f"pu-lora{end}") for end in (".md", ".json", ".preview.png")]
+    for file in (lora, report, *beside):
         found = file.read_bytes().lower()
         assert b"jane" not in found, file.name
         assert str(tmp_path).encode().lower() not in found, file.name
@@ -266,7 +274,7 @@ def test_non_finite_loss_stops_before_the_step(digit_folders, tmp_path, monkeypa
 
     def losses(self, errors, t, elements):
         calls.append(errors.requires_grad)
-        return genuine(self, errors, t, elements) * (float("inf") if sum(calls) > 4 else 1)
+        return genuine(self, errors, t, elements) * (float("inf") if sum(calls) > 2 else 1)
 
     monkeypatch.setattr(temperature.LossScale, "losses", losses)
     code = main([str(a) for a in own(digit_folders, "--output-dir", tmp_path, "--micro-batch", "auto")])
@@ -284,7 +292,7 @@ def test_out_of_memory_has_its_own_exit_code(digit_folders, tmp_path, monkeypatc
     def errors(self, *arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(denoiser.Denoiser, "errors", errors)
+    monkeypatch.setattr(denoiser.Denoiser, "errors_of", errors)
     assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path, "--keep-cache")]) == 3
     said = capsys.readouterr().err
     assert re.search(r"Largest saving still off: --[a-z-]+ \w+ \(predicted peak \d+ instead of \d+ MiB", said), said
@@ -314,20 +322,44 @@ def test_a_disk_that_does_not_take_the_state(digit_folders, tmp_path, monkeypatc
     assert RunDir(tmp_path, "pu-lora").load_state()["progress"]["step"] == 2
 
 
+def test_a_run_that_does_harm_warns_once_and_keeps_the_lora_from_before(trainer, digit_folders, tmp_path, monkeypatch):
+    """The loss on normal images grows from step 3 on: the LoRA of step 2 is the one that --save-every wrote."""
+    healthy, harmful = ({"unlabeled": u, "trained": 1.1, "held_out": 1.0} for u in (1.1, 3.0))
+    measured = iter([healthy, healthy, harmful, harmful])
+    monkeypatch.setattr("trainer.training.training_loop.TrainingLoop.loss_growth", lambda loop: next(measured))
+    more = ["--steps", 4, "--save-state-every", 1, "--prior", 0.2, "--images", 0, "--name", "x", "--events", "jsonl"]
+    done = trainer(*own(digit_folders, *more, "--output-dir", tmp_path / "watched"))
+    assert done.returncode == 0, done.stderr
+    said = [e["message"] for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "warning"]
+    (text,) = [text for text in said if text.startswith("step")]
+    assert text.startswith("step 3: The loss on normal images grew × 3.50: the model is losing what it should keep.")
+    assert text.endswith("The LoRA of step 2, before that, is kept as x-000002.safetensors.")
+    measured = iter([healthy] * 4)
+    done = trainer(*own(digit_folders, *more, "--save-every", 2, "--output-dir", tmp_path / "saved"))
+    assert done.returncode == 0, done.stderr
+    kept, saved = (
+        safetensors.torch.load_file(tmp_path / folder / "x-000002.safetensors") for folder in ("watched", "saved")
+    )
+    assert all(torch.equal(kept[name], saved[name]) for name in saved)
+    assert lora_file.read_metadata(tmp_path / "watched" / "x-000002.safetensors")["pu_steps"] == "2"
+
+
 def test_the_sample_behind_a_non_finite_loss_is_named(digit_folders, tmp_path, monkeypatch, capsys):
     """One image's error is made nan wherever it appears."""
     from trainer.__main__ import main
     from trainer.training import denoiser
 
-    genuine = denoiser.Denoiser.errors
+    genuine = denoiser.Denoiser.inputs
 
-    def errors(self, draws, step, t=None):
-        found, times, elements = genuine(self, draws, step, t)
-        is_bad = torch.tensor([step == 2 and d.sample.path.name == named[0] for d in draws])
-        return found * torch.where(is_bad, float("nan"), 1.0), times, elements
+    def inputs(self, draws, step, t=None):
+        found = genuine(self, draws, step, t)
+        for draw, target in zip(draws, found.target, strict=True):
+            if step == 2 and draw.sample.path.name == named[0]:
+                target.fill_(float("nan"))
+        return found
 
     named = ["none"]
-    monkeypatch.setattr(denoiser.Denoiser, "errors", errors)
+    monkeypatch.setattr(denoiser.Denoiser, "inputs", inputs)
     from trainer.data.sampler import Batches
 
     first = Batches.unlabeled
@@ -423,3 +455,13 @@ def test_a_card_that_this_torch_cannot_use(tmp_path, monkeypatch, version, is_to
     assert ("built without CUDA" in found) if is_told else found is None
     monkeypatch.setattr(third_party, "which", lambda name: None)
     assert third_party.torch_without_cuda() is None
+
+
+def test_a_steps_state_is_saved_after_what_belongs_to_the_step(trainer, digit_folders, tmp_path):
+    """Or a run killed in between would lack the step's picture and LoRA, as it goes on after the step."""
+    words = own(digit_folders, "--output-dir", tmp_path, "--sample-every", 1, "--save-state-every", 1, "--prior", 0.2)
+    done = trainer(*words, "--steps", 2, "--rank", 2, "--images", 1, "--sample-steps", 1, "--no-sidecars")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (tmp_path / "pu-lora" / "events.jsonl").read_text().splitlines()]
+    order = [(e["event"], e["step"]) for e in events if e["event"] in ("step", "sample", "checkpoint") and "step" in e]
+    assert order == [("step", 1), ("sample", 1), ("checkpoint", 1), ("step", 2), ("checkpoint", 2)]

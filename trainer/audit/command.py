@@ -22,6 +22,7 @@ from ..common.errors import UserError
 from ..common.events import EventWriter
 from ..common.files import replacing, write_text
 from ..common.interrupts import follow_parent
+from ..common.wording import counted
 from ..config.arguments import Invocation, parse
 from ..config.parser import command_parser, refuse, validated
 from ..config.train_config import folders_of
@@ -31,7 +32,7 @@ from ..models import base_model, hub
 from ..models.base_model import Base
 from ..objective.class_prior import Prior
 from ..reporting import html
-from . import moving
+from . import certificate, moving
 from .auto_prior import describe, usable
 from .duplicates import near_duplicates
 from .ranking import AuditOptions, Ranking, rank
@@ -108,6 +109,10 @@ def _options(given: dict[str, Any]) -> AuditOptions:
         problems.append(f"--exclude: {options.exclude} exists already and is not overwritten; name a new file")
     if options.apply and not options.move_to:
         problems.append("--apply: moves files to --move-to; name that folder")
+    if options.keep_at_most and not (options.move_to or options.exclude):
+        problems.append("--keep-at-most: says how many images --move-to or --exclude takes; name one of them")
+    if options.keep_at_most and ("top" in options.model_fields_set or options.lora):
+        problems.append("--keep-at-most: needs the score of the folders' own images, and takes the place of --top")
     if options.undo and (options.move_to or options.exclude):
         problems.append("--undo: only moves images back; leave out --move-to and --exclude")
     refuse(problems)
@@ -215,49 +220,65 @@ def _describe_across(result: Result) -> list[str]:
 
 def _describe(result: Result, folder: Path, top: int) -> list[str]:
     """Describe the ranking and where its files are."""
-    first = result.ranked[:top]
+    first, pairs = result.ranked[:top], counted(len(result.duplicates), "pair")
     return [
-        f"near-duplicates: {_pairs(len(result.duplicates))}, {len(result.across)} of them across the two folders",
+        f"near-duplicates: {pairs}, {len(result.across)} of them across the two folders",
         f"most probably sensitive among the unlabeled: {', '.join(path.name for path, _ in first[:8])}, …",
         f"all images, ranked: {folder / 'audit.csv'}; the first {len(first)} as pictures: {folder / 'audit.png'}",
     ]
-
-
-def _pairs(n: int) -> str:
-    return "1 pair" if n == 1 else f"{n} pairs"
 
 
 def _act(result: Result, examined: Examination, options: AuditOptions) -> list[str]:
     """Move or exclude the first images as the options say. Returns: what was done. Raises: UserError."""
     if not (options.move_to or options.exclude):
         return []
-    count, lines = _count(result, examined.out, options)
+    count, lines = _count(result, examined, options)
     first = [path for path, _ in result.ranked[:count]]
     if options.move_to:
         lines.append(moving.move(first, examined.source, options.move_to, apply=options.apply))
     if options.exclude:
         write_text(options.exclude, "".join(f"{path}\n" for path in first))
-        lines.append(f"wrote the names of {count} images; to train without them: --exclude {options.exclude}")
+        lines.append(
+            f"wrote the names of {counted(count, 'image')}; to train without them: --exclude {options.exclude}"
+        )
     return lines
 
 
-def _count(result: Result, out: Path, options: AuditOptions) -> tuple[int, list[str]]:
-    """Decide how many of the first images to move or exclude: --top, or no more than the estimate's upper end.
+def _count(result: Result, examined: Examination, options: AuditOptions) -> tuple[int, list[str]]:
+    """Decide how many of the first images to move or exclude.
+
+    That is what --keep-at-most takes, or --top, or no more than the estimate's upper end.
 
     Returns: (the number, what to tell about it).
-    Raises: UserError where --top is not given and the images cannot tell.
+    Raises: UserError where nothing says how many.
     """
+    if options.keep_at_most:
+        return _count_for_promise(examined.ranking, options.keep_at_most)
     prior, n = result.prior, len(result.ranked)
     most = math.floor(prior.high * n) if prior and prior.is_telling else None
     if "top" in options.model_fields_set:
         count = min(options.top, n)
-        is_more = most is not None and count > most
-        return count, [f"{count} images are more than the estimate's upper end, {most} of {n}"] if is_more else []
+        if most is None or count <= most:
+            return count, []
+        are = counted(count, "image is", "images are")
+        return count, [f"{are} more than the estimate's upper end, {most} of {n}"]
     if most is None:
         why = "a LoRA's score comes without an estimate" if prior is None else "the images are too few for an estimate"
         raise UserError(
             f"--top: say how many images to move or exclude ({why} of how many are sensitive). "
-            f"Look at {out / 'audit.png'} first; nothing was moved or excluded"
+            f"Look at {examined.out / 'audit.png'} first; nothing was moved or excluded"
         )
     count = min(options.top, most)
-    return count, [f"the first {count}: the estimate's upper end is {most} of {n} images; --top takes another number"]
+    return count, [
+        f"the first {count}: the estimate's upper end is {most} of {counted(n, 'image')}; --top takes another number"
+    ]
+
+
+def _count_for_promise(ranking: Ranking, at_most: float) -> tuple[int, list[str]]:
+    scores, examples = ranking.scores, ranking.examples
+    count = certificate.count_to_leave_out(scores, examples, at_most)
+    line = (
+        f"{count} of {len(scores)} images go: of the hidden sensitive images, at most {at_most:g} are expected among "
+        f"the {len(scores) - count} that stay, if the hidden ones resemble the {len(examples)} examples"
+    )
+    return count, [line]

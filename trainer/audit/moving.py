@@ -3,10 +3,11 @@
 import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..common.errors import UserError
 from ..common.files import write_text
+from ..common.wording import counted
 
 MANIFEST = "moved-by-audit.json"
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -25,10 +26,11 @@ def move(images: Sequence[Path], source: Path, target: Path, *, apply: bool) -> 
     if existing:
         raise UserError(f"--move-to: {target} already has {', '.join(existing[:3])}; nothing was moved")
     if not apply:
-        return f"would move {len(moves)} files to {target}; look at the contact sheet, then add --apply"
+        return f"would move {counted(len(moves), 'file')} to {target}; look at the contact sheet, then add --apply"
     _save_manifest(target, {**_read_manifest(target), **{place: path.absolute() for path, place in moves.items()}})
     _move_all(moves)
-    return f'moved {len(moves)} files to {target}; to move them back: python -m trainer audit --undo "{target}"'
+    moved = f"moved {counted(len(moves), 'file')} to {target}"
+    return f'{moved}; to move them back: python -m trainer audit --undo "{target}"'
 
 
 def undo(folder: Path) -> str:
@@ -47,7 +49,8 @@ def undo(folder: Path) -> str:
     _move_all(moves)
     (folder / MANIFEST).unlink()
     gone = len(places) - len(moves)
-    return f"moved {len(moves)} files back from {folder}" + (f"; {gone} are no longer there" if gone else "")
+    left = f"; {gone} {'is' if gone == 1 else 'are'} no longer there" if gone else ""
+    return f"moved {counted(len(moves), 'file')} back from {folder}{left}"
 
 
 def _with_captions(images: Sequence[Path]) -> list[Path]:
@@ -77,6 +80,15 @@ def _read_manifest(folder: Path) -> dict[Path, Path]:
         return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return {folder / name: Path(origin) for name, origin in entries.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        places = {folder / name: Path(origin) for name, origin in entries.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Move the images back by hand.") from None
+    if outside := [name for name in entries if not _is_below(name)]:
+        raise UserError(f"{path}: {outside[0]!r} is no file of this folder; nothing was moved. Was the file changed?")
+    return places
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name stays in the folder that it is joined to, on every system: a manifest may come from elsewhere."""
+    kinds = PurePosixPath(name), PureWindowsPath(name)
+    return all(kind.parts and not kind.anchor and ".." not in kind.parts for kind in kinds)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..common.errors import UserError
 from ..common.interrupts import Progress
@@ -41,6 +41,11 @@ class AuditOptions(BaseModel):
         None, "write the images' names to a text file, with which the training's --exclude leaves them out"
     )
     apply: Flag = option(False, "move the files to --move-to")
+    keep_at_most: Annotated[float | None, Field(gt=0, lt=1)] = option(
+        None,
+        "with --move-to or --exclude, instead of --top: take as many images as it needs to leave at most this share of "
+        "the hidden sensitive ones, as far as these resemble the examples",
+    )
     undo: Directory = option(None, "move everything that --apply moved to this folder back, and do nothing else")
 
 
@@ -53,6 +58,7 @@ class Ranking:
 
     unlabeled: list[Sample]  # in the folder's order
     scores: np.ndarray  # [unlabeled]
+    examples: np.ndarray  # scores of the sensitive images; empty where the score comes from a LoRA
     prior: Prior | None  # None where the score comes from a LoRA: it was trained on the sensitive images
 
 
@@ -72,7 +78,8 @@ def rank(
     latents = LatentCache(base, cache, config.resolution, config.bucket, device)
     images = features.Images(latents, samples, MemoryPlan(precision, precision), progress)
     if options.lora:
-        return Ranking(folders.unlabeled, features.error_growth(images, options.lora, config.prompt or ""), None)
+        growth = features.error_growth(images, options.lora, config.prompt or "")
+        return Ranking(folders.unlabeled, growth, np.empty(0), None)
     if options.encoder:
         values = features.encoder_features(
             [sample.path for sample in samples],
@@ -94,4 +101,5 @@ def _rank_by_features(unlabeled: list[Sample], values: np.ndarray, *, seed: int)
         scores = class_prior.cross_fit(values, is_sensitive, seed=seed)
     except ValueError as error:
         raise UserError(f"--unlabeled and --sensitive: {error}") from None
-    return Ranking(unlabeled, scores[: len(unlabeled)], class_prior.estimate(scores, is_sensitive, seed=seed))
+    prior = class_prior.estimate(scores, is_sensitive, seed=seed)
+    return Ranking(unlabeled, scores[: len(unlabeled)], scores[len(unlabeled) :], prior)

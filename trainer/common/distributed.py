@@ -35,22 +35,15 @@ class Ranks:
         """Return this rank's items; ranks may get unequal numbers, or none."""
         return items if self.world == 1 else items[self.rank :: self.world]
 
-    def gather(self, mine: Tensor, n: int) -> Tensor:
-        """Put the shares of all ranks together in their original order. Args: mine: [share]. Returns: [n]."""
-        if self.world == 1:
-            return mine
-        found = mine.new_zeros(n)
-        found[self.rank :: self.world] = mine
-        self.sum([found])
-        return found
-
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Add up each tensor over all ranks, in place."""
+        """Add up each tensor over all ranks, in place and in one exchange. Args: tensors: of one dtype and device."""
         if self.world > 1:
             import torch.distributed
 
-            for tensor in tensors:
-                torch.distributed.all_reduce(tensor)
+            together = torch.cat([tensor.flatten() for tensor in tensors])
+            torch.distributed.all_reduce(together)
+            for tensor, part in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def any(self, mine: bool, device: Any) -> bool:
         """Return whether `mine` is true on any rank."""

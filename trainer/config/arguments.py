@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ..builtin import BUILTIN
 from . import kohya_flags
+from .lora_settings import read_lora
 from .parser import (
     Flag,
     Parser,
@@ -56,6 +57,7 @@ class RunOptions(ProgramOptions):
     """How a training is run, not what it makes: these options are not saved with the run."""
 
     config: File = option(None, "TOML file of settings; options on the command line win over it")
+    settings_from: File = option(None, "LoRA of this trainer: start from the settings in its metadata, its prior too")
     resume: Flag = option(
         False, "resume the interrupted run of this --name, or the newest one in --output-dir if no name is given"
     )
@@ -124,7 +126,9 @@ def make_parser() -> Parser:
 def parse(
     argv: Sequence[str], builtin_config: Path, *, needs_images: bool = True, others: Sequence[str] = ()
 ) -> Invocation:
-    """Return the settings of a training. Later ones win: field defaults, built-in default, --config, preset, argv.
+    """Return the settings of a training.
+
+    Later ones win: field defaults, built-in default, --settings-from, --config, preset, argv.
 
     A resumed run keeps its own, but for those that cannot change what it learns.
 
@@ -137,7 +141,8 @@ def parse(
     problems: list[str] = []
     given = read_argv(kohya_flags.translate(argv, problems), make_parser(), problems, others)
     how = taken(RunOptions, given, problems)
-    from_file = read_toml(how.config, problems) if how.config else {}
+    from_lora = read_lora(how.settings_from, problems) if how.settings_from else {}
+    from_file = {**from_lora, **(read_toml(how.config, problems) if how.config else {})}
     presets = [name for name in PRESETS if getattr(how, name)]
     if len(presets) > 1:
         problems.append(f"--{' and --'.join(presets)}: give one of them, each fits another size of GPU")

@@ -63,7 +63,6 @@ _ANYWAY = {
     "64": "bucket_reso_steps",
     "lanczos": "resize_interpolation",
     "l2": "loss_type",
-    "tensorboard": "log_with",
     "ddim": "sample_sampler",
     "no": "dynamo_backend",
     "1000": "max_timestep",
@@ -132,10 +131,10 @@ _REASONS = {
     "initial_epoch resume_from_huggingface",
     "two sensitive images, or a tenth, are held out by themselves": "validation_seed validation_split "
     "validate_every_n_steps validate_every_n_epochs max_validation_steps",
-    "pictures are made with --prompt, or the images' first caption; --sample-every says how often": "sample_prompts",
     "pictures are made with ddim": "sample_sampler",
-    "TensorBoard only: --logging-dir": "log_with log_prefix log_tracker_name log_tracker_config wandb_run_name "
-    "wandb_api_key",
+    "a tracker of --log-with shows the run under its --name": "log_prefix log_tracker_name log_tracker_config "
+    "wandb_run_name",
+    "log in before, by the tracker's own command": "wandb_api_key",
     "output/NAME/events.jsonl and config.toml hold all of it": "log_config console_log_level console_log_file "
     "console_log_simple",
     "the metadata tells no paths and, unless --metadata full, no captions of sensitive images": "no_metadata",

@@ -105,11 +105,16 @@ class TrainConfig(BaseModel):
     prior: Share = option(
         "auto", "share of sensitive images hidden in the unlabeled ones; auto: estimated", exposed=True, also=("beta",)
     )
-    temperature: float = option(2.0, "strength: larger unlearns harder, too large destroys", exposed=True, gt=0)
+    temperature: float = option(1.5, "strength: larger unlearns harder, too large destroys", exposed=True, gt=0)
     temperature_mode: Literal["per-timestep", "fixed"] = option(
         "per-timestep",
         "temperature counts in the base model's own error at each timestep, or is a plain number",
         exposed=True,
+    )
+    sensitive_weight: Annotated[float, Field(gt=0)] | Literal["auto"] = option(
+        "auto",
+        "weight of the push away from sensitive images; auto: as strong at every prior and temperature (the paper's "
+        "is the prior)",
     )
     min_snr_gamma: float | None = option(
         None,
@@ -183,6 +188,14 @@ class TrainConfig(BaseModel):
     keep_states: int = option(1, "how many of the newest states are kept", ge=1)
     keep_cache: bool = option(False, "keep the encoded images in the run folder")
     logging_dir: Path | None = option(None, "folder for TensorBoard; needs the package tensorboard")
+    log_with: (
+        Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"] | None
+    ) = option(
+        None, "send each step's numbers to a tracker, too, whose package must be installed; some of them are on the web"
+    )
+    sidecars: bool = option(
+        True, "write NAME.md, NAME.json and NAME.preview.png beside the LoRA: a model card, and what UIs show"
+    )
     save_merged: Literal["no", "folder", "checkpoint"] = option(
         "no", "also save the model with the LoRA in it: as a diffusers folder, or as a file like --base's"
     )
@@ -191,6 +204,9 @@ class TrainConfig(BaseModel):
     )
     images: int = option(16, "pictures made before and after with the same seeds", ge=0, le=100)
     sample_every: int = option(0, "steps between pictures during training; 0: none", ge=0)
+    sample_prompts: Path | None = option(
+        None, "text file with a prompt a line for the pictures during training; kohya's --n --d --s --l are understood"
+    )
     sample_steps: int = option(25, "steps of the sampler that makes the pictures", ge=1, le=1000)
     guidance: float = option(7.5, "guidance scale of the pictures; 1: none", ge=1, le=30)
     rate_images: int = option(0, "pictures made before and after for the non-sensitive rate (built-in digits)", ge=0)
@@ -250,6 +266,10 @@ FREE_ON_RESUME = {
     "keep_cache",
     "images",
     "sample_every",
+    "sample_prompts",
+    "sidecars",
+    "logging_dir",
+    "log_with",
     "rate_images",
     "name",  # a run's folder may be renamed and moved
     "output_dir",

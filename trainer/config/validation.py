@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..builtin import BUILTIN
 from ..common.model_files import is_hub_id
+from .sample_prompts import read_sample_prompts
 from .train_config import FREE_ON_RESUME, TrainConfig, folders_of
 
 
@@ -24,6 +25,11 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
         problems.append("--save-merged checkpoint: needs a .safetensors file as --base; 'folder' works with any")
     if config.network == "full":
         problems += _of_whole_networks(config)
+    problems += _of_trackers(config)
+    if config.sample_prompts:
+        problems += read_sample_prompts(config.sample_prompts)[1]
+        if not config.sample_every:
+            problems.append("--sample-prompts: pictures during training are off; --sample-every 100 makes some")
     if config.logging_dir and find_spec("tensorboard") is None:
         problems.append("--logging-dir: needs a package. Install it: pip install tensorboard")
     if config.data and (config.unlabeled or config.sensitive):
@@ -45,6 +51,17 @@ def contradictions(config: TrainConfig, *, needs_images: bool) -> list[str]:
             "--sensitive-prompt: needs 2 samples of each kind in a step (--batch-unlabeled, --batch-sensitive)"
         )
     return problems + no_output_folder("--output-dir", config.output_dir / config.name)
+
+
+def _of_trackers(config: TrainConfig) -> list[str]:
+    """Explain why a tracker cannot be used."""
+    if config.log_with is None:
+        return []
+    if config.log_with == "tensorboard" and not config.logging_dir:
+        return ["--log-with tensorboard: name the folder for it, --logging-dir DIR"]
+    if find_spec(config.log_with) is None:
+        return [f"--log-with {config.log_with}: needs a package. Install it: pip install {config.log_with}"]
+    return []
 
 
 def differences(before: TrainConfig, now: TrainConfig, said: Collection[str], *, steps_done: int) -> list[str]:

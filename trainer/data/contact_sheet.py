@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..common.files import replacing
+from ..common.wording import counted
 from .folders import Folders, Sample
 from .images import read_image
 
@@ -21,7 +22,7 @@ def save(folders: Folders, target: Path) -> None:
 
 def save_groups(groups: dict[str, list[Sample]], target: Path) -> None:
     """Write a PNG: up to 24 images of each group under its name. Empty groups are left out."""
-    parts = [_part(f"{name}: {len(samples)} images", samples) for name, samples in groups.items() if samples]
+    parts = [_part(f"{name}: {counted(len(samples), 'image')}", samples) for name, samples in groups.items() if samples]
     sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
     y = 0
     for part in parts:
@@ -64,6 +65,16 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
         y, x = i // columns * (height + 2), i % columns * (width + 2)
         sheet[y : y + height, x : x + width] = image
     return Image.fromarray(sheet)
+
+
+def tiles(path: Path, n: int, columns: int | None = None) -> list[Image.Image]:
+    """Return the n pictures of a grid that `save_grid` wrote."""
+    columns = columns or math.ceil(math.sqrt(n))
+    with Image.open(path) as sheet:
+        whole = sheet.convert("RGB")
+    width, height = (whole.width + 2) // columns, (whole.height + 2) // math.ceil(n / columns)
+    corners = [(i % columns * width, i // columns * height) for i in range(n)]
+    return [whole.crop((x, y, x + width - 2, y + height - 2)) for x, y in corners]
 
 
 def save_grid(images: np.ndarray, path: Path, columns: int | None = None) -> None:

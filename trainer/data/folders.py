@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.random_streams import SPLIT, rng
+from ..common.wording import counted
 from .captions import describe_cleaning, describe_syntax, read_caption, with_affixes
 from .decoding import fault
 from .listing import Listing, copies, list_folder
@@ -90,7 +91,7 @@ def scan(
     if bare:
         names = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
         raise UserError(
-            f"{unlabeled}: {len(bare)} of {len(good['unlabeled'])} images have no caption ({names}). "
+            f"{unlabeled}: {len(bare)} of {counted(len(good['unlabeled']), 'image')} have no caption ({names}). "
             "Give one for all with --prompt, or a .txt beside each."
         )
     trained, held_out = _hold_out(samples["sensitive"], sensitive, seed) if sensitive else ([], [])

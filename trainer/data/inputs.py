@@ -7,6 +7,7 @@ from ..common import errors
 from ..common.distributed import Ranks
 from ..common.errors import UserError
 from ..common.events import EventWriter
+from ..common.wording import counted
 from ..config.arguments import Invocation
 from ..config.train_config import TrainConfig, folders_of
 from . import contact_sheet
@@ -80,10 +81,10 @@ def warnings(config: TrainConfig, folders: Folders) -> list[str]:
 def describe(config: TrainConfig, folders: Folders) -> list[str]:
     """Describe what the two folders hold, in lines for the screen."""
     found = folders_of(config)
-    lines = [f"unlabeled: {len(folders.unlabeled)} images in {found['unlabeled']}"]
+    lines = [f"unlabeled: {counted(len(folders.unlabeled), 'image')} in {found['unlabeled']}"]
     if folders.sensitive:
         held_out = f"{len(folders.held_out)} more held out"
-        lines.append(f"sensitive: {len(folders.sensitive)} images in {found['sensitive']}, {held_out}")
+        lines.append(f"sensitive: {counted(len(folders.sensitive), 'image')} in {found['sensitive']}, {held_out}")
     lines += [line for kind in ("unlabeled", "sensitive") if (line := _repeated(kind, getattr(folders, kind)))]
     captions = list(dict.fromkeys(s.caption or "" for s in folders.unlabeled))
     more = f"; … ({len(captions)} in all)" if len(captions) > 3 else ""
@@ -95,7 +96,7 @@ def _repeated(kind: str, samples: list[Sample]) -> str | None:
     counts = Counter(sample.repeats for sample in samples)
     if set(counts) <= {1}:
         return None
-    many = {n: "1 image" if count == 1 else f"{count} images" for n, count in sorted(counts.items(), reverse=True)}
+    many = {n: counted(count, "image") for n, count in sorted(counts.items(), reverse=True)}
     often = ", ".join(f"{images} {'once' if n == 1 else f'{n} times'}" for n, images in many.items())
     return f"{kind}: shown as often as the names of sub-folders say: {often} (--no-folder-repeats: all the same)"
 

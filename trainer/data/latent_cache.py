@@ -1,5 +1,6 @@
 """Encode images and captions to latents and text states on disk: first the VAE, then the text encoder, each freed."""
 
+import contextlib
 import errno
 import gc
 import hashlib
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..common.distributed import ONE, Ranks
 from ..common.errors import UserError
 from ..common.files import replacing, sha256
+from ..common.host_memory import free_ram_mib
 from ..common.interrupts import Progress
 from ..models import base_model
 from ..models.base_model import Base
@@ -28,6 +30,7 @@ from .images import PLAIN, View, read_image, training_size
 
 FORMAT = 2  # raise when the same key would mean another tensor (SMALLEST_CROP, for one)
 PIXELS_AT_ONCE = 2**18  # one 512 px image
+SHARE_OF_RAM = 0.25  # of what is free: more than that stays in a file, of which the system keeps in memory what it can
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,59 @@ class Encoded:
     def text(self, caption: str) -> Tensor:
         """Return a caption's text states [max_tokens + 2, width] fp32."""
         return self.store.require(self.text_keys[caption])
+
+
+@dataclass(frozen=True)
+class Held:
+    """An `Encoded` whose tensors are all at hand: no file is opened for a sample of a step."""
+
+    _latents: dict[tuple[Path, View], Tensor]
+    _text: dict[str, Tensor]
+
+    def latents(self, path: Path, view: View) -> Tensor:
+        return self._latents[path, view]
+
+    def text(self, caption: str) -> Tensor:
+        return self._text[caption]
+
+
+def hold(encoded: Encoded, *, most_mib: float | None = None) -> Held:
+    """Read all latents and text states into memory, or where they are too large for it, into one mapped file.
+
+    Args: most_mib: of memory; SHARE_OF_RAM of what is free if None.
+    Raises: FileNotFoundError if one has been removed or damaged since it was encoded. OSError if the disk is full.
+    """
+    most = SHARE_OF_RAM * free_ram_mib() if most_mib is None else most_mib
+    keys = list(dict.fromkeys([*encoded.latent_keys.values(), *encoded.text_keys.values()]))
+    shapes = {key: encoded.store.require(key).shape for key in keys}
+    total = sum(shape.numel() for shape in shapes.values())
+    values = (encoded.store.require(key) for key in keys)
+    if 4 * total <= most * 2**20:
+        flat = torch.empty(total)
+        for place, value in zip(flat.split([shape.numel() for shape in shapes.values()]), values, strict=True):
+            place.copy_(value.flatten())
+    else:
+        flat = _mapped(encoded.store.folder / f"held-{os.getpid()}.bin", values, total)
+    parts = flat.split([shape.numel() for shape in shapes.values()])
+    kept = {key: part.view(shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
+    return Held(
+        {which: kept[key] for which, key in encoded.latent_keys.items()},
+        {caption: kept[key] for caption, key in encoded.text_keys.items()},
+    )
+
+
+def _mapped(path: Path, values: Iterable[Tensor], total: int) -> Tensor:
+    """Write fp32 tensors one after the other and map the file, which is gone from the folder where the system allows.
+
+    Written first and mapped then: a map's own writes would end the process where the disk is full.
+    """
+    with open(path, "wb") as file:
+        for value in values:
+            file.write(value.contiguous().numpy().data)
+    flat = torch.from_file(str(path), shared=False, size=total, dtype=torch.float32)
+    with contextlib.suppress(OSError):  # Windows keeps a mapped file; it goes with the run's cache
+        path.unlink()
+    return flat
 
 
 @dataclass(frozen=True)

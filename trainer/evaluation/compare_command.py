@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,8 @@ from ..config.parser import ProgramOptions, Takes, command_parser, refuse, valid
 from ..config.train_config import TrainConfig, option
 from ..metrics.judges import Accuracy
 from ..reporting import html
-from ..reporting.plots import draw_comparison
+from ..reporting.curves import Chart, chart
+from ..reporting.plots import CURVES, draw_comparison, smooth
 from ..reporting.run_history import BOOKKEEPING, RunSummary, read_run
 from .sweep import sweep
 
@@ -141,8 +143,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def write_page(runs: Sequence[RunSummary], heads: Sequence[str], table: Sequence[Sequence[str]], out: Path) -> None:
     """Write the page, and the runs' curves as a PNG beside it. Args: heads, table: see `rows`."""
-    curves = out.with_suffix(".png")
-    draw_comparison(runs, curves)
+    draw_comparison(runs, out.with_suffix(".png"))
     names, *settings = zip(heads, *table, strict=True)  # one column for each run: fewer runs than settings
     html.save(
         out,
@@ -153,9 +154,20 @@ def write_page(runs: Sequence[RunSummary], heads: Sequence[str], table: Sequence
         best=_best(runs),
         head=("", *names[1:]),
         rows=settings,
-        curves=curves,
+        curves=_curves(runs),
         grids={run.name: grid for run in runs if (grid := _grid(run))},
     )
+
+
+def _curves(runs: Sequence[RunSummary]) -> list[Chart]:
+    """Return a chart for each of CURVES, with a curve for each run over the steps that any of them took."""
+    x = sorted({step["step"] for run in runs for step in run.steps})
+
+    def values(run: RunSummary, key: str) -> list[float]:
+        known = dict(zip((step["step"] for step in run.steps), smooth(run.steps, key), strict=True))
+        return [known.get(at, math.nan) for at in x]
+
+    return [chart(title, "step", x, {run.name: values(run, key) for run in runs}) for key, title in CURVES.items()]
 
 
 def _grid(run: RunSummary) -> Path | None:

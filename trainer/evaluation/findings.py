@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..common.wording import counted
 from ..metrics.judges import Accuracy, Judge
 from ..metrics.statistics import paired, wilson
 from ..reporting import verdict
@@ -125,18 +126,20 @@ def _about_rates(numbers: dict[str, Any], judge: Judge | None) -> list[str]:
         lines.append(f"non-sensitive rate {kind}: {_rate(found)}{better}")
     pairs = numbers["paired"]
     lines.append(
-        f"at equal seeds {pairs['gained']} pictures became normal and {pairs['lost']} sensitive: "
+        f"at equal seeds {counted(pairs['gained'], 'picture')} became normal and {pairs['lost']} sensitive: "
         f"McNemar's exact p = {pairs['p']:.2g}"
     )
     if pairs["p"] >= ALPHA:
-        text = f"{pairs['n']} pictures show no difference that chance would not make"
+        shown = counted(pairs["n"], "picture shows", "pictures show")
+        text = f"{shown} no difference that chance would not make"
         more = f"; for one of this size take about {pairs['needed']}" if pairs["needed"] else ""
         lines.append(f"{text}{more}; for a larger one train with {verdict.STRONGER}")
     elif said := _interpret(numbers, judge):
         lines.append(said)
     half = max(numbers[kind]["high"] - numbers[kind]["low"] for kind in ("before", "after")) / 2
     if half > 0.1:
-        lines.append(f"{pairs['n']} pictures are few: these rates are known only to within {half:.2f}")
+        few = counted(pairs["n"], "picture is", "pictures are")
+        lines.append(f"{few} few: these rates are known only to within {half:.2f}")
     return lines
 
 
@@ -159,9 +162,9 @@ def comes_back(numbers: dict[str, Any]) -> str | None:
     halfway = (numbers["before"]["rate"] + numbers["after"]["rate"]) / 2
     when = next((look["steps"] for look in looks if look["rate"] <= halfway), None)
     if when is None:
-        return f"relearning: not half of it came back within {looks[-1]['steps']} steps"
-    return f"relearning: half of it is back after {when} steps at most"
+        return f"relearning: not half of it came back within {counted(looks[-1]['steps'], 'step')}"
+    return f"relearning: half of it is back after {counted(when, 'step')} at most"
 
 
 def _rate(found: dict[str, Any]) -> str:
-    return f"{found['rate']:.3f} ({found['low']:.3f} to {found['high']:.3f}, {found['n']} pictures)"
+    return f"{found['rate']:.3f} ({found['low']:.3f} to {found['high']:.3f}, {counted(found['n'], 'picture')})"

@@ -25,8 +25,8 @@ from ..models.base_model import Base
 from ..reporting.run_context import RunContext
 from ..reporting.run_dir import RunDir
 from ..training.before_after import maker
+from ..training.learner import TrainedModel
 from ..training.run import run
-from ..training.trained_model import TrainedModel
 from .attack_settings import AttackSettings
 
 PICTURE_SETS = 5  # made during a relearning

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from ..data.contact_sheet import save_grid
 from ..data.images import read_images
 from ..metrics.judges import Accuracy
-from ..reporting import html
+from ..reporting import html, verdict
+from ..reporting.curves import Chart, chart
 from ..reporting.html import percent
 from ..reporting.plots import draw_strengths
 from .findings import ALPHA, Findings, comes_back
@@ -25,8 +29,8 @@ DOUBTS = (  # parts of the sentences that the page marks as warnings
     "nobody judges",
     "not measured",
     "quality:",
-    "pictures show no difference",
-    "pictures are few",
+    "no difference that chance",
+    "are known only to within",
     "Too weak",
     "The rate fell",
     "the rates show nothing",
@@ -42,21 +46,25 @@ LIMITS = (
 def write(options: Options, sets: PictureSets, found: Findings) -> Findings:
     """Write the grids, the curve over strengths and evaluate.html. Returns: findings that name their page."""
     numbers = found.numbers
-    curve = options.out / "strengths.png" if numbers["strengths"] else None
-    if curve:
-        draw_strengths(numbers["strengths"], curve)
+    if numbers["strengths"]:
+        draw_strengths(numbers["strengths"], options.out / "strengths.png")
+    _save_grids(options.out, {"before": sets.before, "after": sets.after}, SHOWN)
+    _save_retained(options.out, sets)
     page = options.out / "evaluate.html"
     html.save(
         page,
         "evaluation.html",
         title=f"Evaluation of {options.out.name.removesuffix('-evaluate')}",
         numbers=numbers,
+        answer=verdict.answer(*(numbers[kind]["rate"] for kind in _BOTH)) if "before" in numbers else None,
         is_significant="paired" in numbers and numbers["paired"]["p"] < ALPHA,
         doubts=[line for line in found.lines if any(mark in line for mark in DOUBTS)],
         lines=found.lines,
-        grids=_save_grids(options.out, {"before": sets.before, "after": sets.after}, SHOWN),
-        retained=_save_retained(options.out, sets),
-        curve=curve,
+        pairs=_pairs(sets.before[:SHOWN], sets.after[:SHOWN]),
+        retained={
+            prompt: _pairs(*(files[:SHOWN_RETAINED] for files in both)) for prompt, both in sets.retained.items()
+        },
+        curves=_curves(numbers["strengths"]),
         comes_back=comes_back(numbers),
         limits=LIMITS,
         **_rows(numbers),
@@ -66,22 +74,33 @@ def write(options: Options, sets: PictureSets, found: Findings) -> Findings:
     return Findings(numbers, found.lines, page, grid)
 
 
-def _save_grids(out: Path, pictures: dict[str, list[Path]], most: int, columns: int | None = None) -> dict[str, Path]:
-    """Write one PNG for each set of pictures. Returns: its path by the name of the set."""
-    grids = {}
+def _pairs(before: Sequence[Path], after: Sequence[Path]) -> list[tuple[str, Image.Image, Image.Image]]:
+    """Return pictures of the same seeds: (seed, before, after). The files are named after their seeds."""
+    pictures = (Image.fromarray(image) for files in zip(before, after, strict=True) for image in read_images(files))
+    return [(path.stem.lstrip("0") or "0", next(pictures), next(pictures)) for path in before]
+
+
+def _curves(strengths: Sequence[dict[str, Any]]) -> list[Chart]:
+    """Return the charts over the LoRA's strength; that of the rate only if there is a judge."""
+    x, across = [point["strength"] for point in strengths], "strength of the LoRA"
+    drifts = {"moved, as a share of a pixel's range": [point["drift"] for point in strengths]}
+    rates = {"normal pictures, as a share": [point.get("rate", math.nan) for point in strengths]}
+    return [
+        chart("How many pictures are normal", across, x, rates, most=1),
+        chart("How far pictures move that should stay", across, x, drifts),
+    ]
+
+
+def _save_grids(out: Path, pictures: dict[str, list[Path]], most: int, columns: int | None = None) -> None:
+    """Write one PNG for each set of pictures."""
     for kind, paths in pictures.items():
-        grids[kind] = out / f"{kind}.png"
-        save_grid(read_images(paths[:most]), grids[kind], columns=columns)
-    return grids
+        save_grid(read_images(paths[:most]), out / f"{kind}.png", columns=columns)
 
 
-def _save_retained(out: Path, sets: PictureSets) -> dict[str, dict[str, Path]]:
-    found = {}
-    for i, (prompt, (before, after)) in enumerate(sets.retained.items()):
+def _save_retained(out: Path, sets: PictureSets) -> None:
+    for i, (before, after) in enumerate(sets.retained.values()):
         pictures = {f"retained-{i}-before": before, f"retained-{i}-after": after}
-        grids = _save_grids(out, pictures, SHOWN_RETAINED, columns=8)
-        found[prompt] = dict(zip(("before", "after"), grids.values(), strict=True))
-    return found
+        _save_grids(out, pictures, SHOWN_RETAINED, columns=8)
 
 
 def _rows(numbers: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:

@@ -2,7 +2,7 @@
 
 Weights are random, which changes neither time nor memory. Each setting's line shows the seconds of a step by phase, and
 its predicted and measured peak. With --yardstick, diffusers' plain LoRA recipe (U-Net, peft, AdamW; no PU) runs the
-same number of samples in the same process, in pairs of alternating order.
+same number of samples in the same process, in pairs of alternating order; with --unsupervised, plain training does.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class BenchmarkOptions(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "number format of the U-Net's arithmetic")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", pattern=DEVICE)
     yardstick: Flag = option(False, "compare 'plain' and 'whole' with diffusers' recipe")
+    unsupervised: Flag = option(False, "compare the objective pu with plain training on as many samples")
     small: Flag = option(False, "a small U-Net of the same architecture, for a quick look")
 
 
@@ -134,6 +135,9 @@ def _print_ratios(options: BenchmarkOptions, work: Work, start: MemoryPlan) -> N
         one, two = (ours(work, replace(start, **SETTINGS[name])) for name in ("selective", "whole"))
         ratio, upper = _ratio(one, two, options.repeat)
         print(f"selective: {ratio:.3f} of the time of whole (95 % upper bound {upper:.3f})")
+    if options.unsupervised:
+        ratio, upper = _ratio(ours(work, start), ours(work, start, "unsupervised"), options.repeat)
+        print(f"pu: {ratio:.3f} of the time of unsupervised (95 % upper bound {upper:.3f})")
     if options.yardstick:
         for name in ("plain", "whole"):
             found = replace(start, **SETTINGS[name])

@@ -110,8 +110,8 @@ class Work:
 Step = Callable[[], Phases]
 
 
-def ours(work: Work, found: MemoryPlan) -> Step:
-    """Make a step of `pu` as training does it: denoiser, exact gradient, clipping, AdamW."""
+def ours(work: Work, found: MemoryPlan, objective: str = "pu") -> Step:
+    """Make a step as training does it: denoiser, exact gradient, clipping, AdamW."""
     unet = work.model(found.load_dtype)
     memory_plan.apply_plan(unet, found, device=work.device)
     parameters, dtype = LoraNetwork(unet).parameters, DTYPES[found.precision]
@@ -124,8 +124,10 @@ def ours(work: Work, found: MemoryPlan) -> Step:
     schedule = NoiseSchedule(alphas_cumprod(0.00085, 0.012, 1000))
     denoiser = Denoiser(unet, dtype, work.encoded(), schedule, 0, work.device, autocast, before=lambda: None)
     scale = LossScale("per-timestep", 2.0, torch.full((20,), 1.0))
-    weights = pu_loss.Weights("pu", 0.2, work.n_unlabeled, work.n_sensitive)
-    draws = [TrainingSample(i, Sample(Path("x"), "x"), "x") for i in range(work.n_unlabeled + work.n_sensitive)]
+    n = work.n_unlabeled + work.n_sensitive
+    n_unlabeled = n if objective == "unsupervised" else work.n_unlabeled
+    weights = pu_loss.Weights(objective, 0.2, n_unlabeled, n - n_unlabeled)
+    draws = [TrainingSample(i, Sample(Path("x"), "x"), "x") for i in range(n)]
 
     def losses_of(members: Sequence[TrainingSample]) -> tuple[Tensor, Tensor]:
         with phases[0].measure("forward", work.device):
@@ -140,8 +142,8 @@ def ours(work: Work, found: MemoryPlan) -> Step:
         phases[0] = Phases()
         step_gradient.accumulate(
             losses_of,
-            draws[: work.n_unlabeled],
-            draws[work.n_unlabeled :],
+            draws[:n_unlabeled],
+            draws[n_unlabeled:],
             parameters,
             weights,
             assumed_sign=1,

@@ -140,7 +140,7 @@ def _measure(make: Callable[..., np.ndarray], seed: int, *, captioned: bool) -> 
     found["rarest"] = min(rate.per_class[n] for n in digits.NAMES[::2]) / rate.n
     if captioned:
         own = {
-            d: judge.rate(make(digits.own_prompt(d), _seeds(seed, 100), OWN_PROMPT_GUIDANCE))
+            d: judge.rate(make(digits.own_prompt(d), _seeds(seed, 100), guidance=OWN_PROMPT_GUIDANCE))
             for d in (*range(1, 10, 2), 4)
         }
         found["own_prompts"] = mean(own[d].share for d in range(1, 10, 2))

@@ -54,7 +54,7 @@ def train(
     schedule = pixels.NoiseSettings(**settings["noise"]).schedule()
     autocast = learner.accelerator.autocast
     denoiser = Denoiser(unet, torch.float32, pixels.Pixels(), schedule, config.seed, where, autocast, before=check)
-    plan = MemoryPlan("fp32", "fp32", micro_batch=max(config.batch_unlabeled, config.batch_sensitive))
+    plan = MemoryPlan("fp32", "fp32", micro_batch=config.batch_unlabeled + config.batch_sensitive)
     loop = TrainingLoop(
         config, Folders(unlabeled, sensitive, held_out=[], skipped=[]), learner, denoiser, plan, context
     )

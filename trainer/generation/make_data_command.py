@@ -22,6 +22,7 @@ from ..common.errors import UserError
 from ..common.events import EventWriter
 from ..common.files import describe_write_error, locked, write_text
 from ..common.interrupts import follow_parent, stoppable
+from ..common.wording import counted
 from ..data import contact_sheet
 from ..data.folders import Sample
 from ..models import base_model, hub, pipeline
@@ -98,10 +99,10 @@ def _run(recipe: Recipe, base: Base, events: DatasetEvents, check: Callable[[], 
     work = Work(recipe, base, common, image_specs(recipe), dataset_manifest.existing_files(recipe, common))
     for kind in KINDS:
         of = f' of "{recipe.prompt(kind)}"' if recipe.count(kind) else ""
-        events.say(f"{kind}: {recipe.count(kind)} images{of}")
+        events.say(f"{kind}: {counted(recipe.count(kind), 'image')}{of}")
     total = len(work.specs)
     if work.existing:
-        events.say(f"{len(work.existing)} of {total} images exist already")
+        events.say(f"{len(work.existing)} of {counted(total, 'image')} {'exists' if total == 1 else 'exist'} already")
     try:
         with tqdm(
             total=total, initial=len(work.existing), unit="image", dynamic_ncols=True, disable=events.is_on

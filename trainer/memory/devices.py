@@ -7,9 +7,14 @@ import numpy as np
 import torch
 
 from ..common.errors import UserError
+from ..common.host_memory import free_ram_mib
+from ..common.wording import counted
 
 # Parts of the names of Turing cards without tensor cores, as ComfyUI lists them.
-FP16_IS_BROKEN = ("GTX 16", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450", "MX550", "CMP 30HX")
+FP16_IS_BROKEN = ("GTX 16", "T400", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450", "MX550", "CMP 30HX")
+
+# AMD architectures with bf16 arithmetic: CDNA from MI100 on, RDNA 3 and later.
+NATIVE_BF16 = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 
 
 def choose_device(wanted: str, *, is_alone: bool = True) -> torch.device:
@@ -29,7 +34,7 @@ def choose_device(wanted: str, *, is_alone: bool = True) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {wanted}: torch sees {torch.cuda.device_count()} CUDA device(s)")
+        raise UserError(f"--device {wanted}: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}")
     if device.type == "mps" and not _has_mps():
         raise UserError("--device mps: torch sees no Apple GPU here")
     return device
@@ -49,7 +54,8 @@ def flush_denormals() -> None:
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Choose the number format.
 
-    auto: bf16 from compute capability 8.0, else fp16; fp32 where fp16 makes nan (GTX 16xx), and off CUDA.
+    auto: bf16 from compute capability 8.0 (on AMD cards: where it is native), else fp16; fp32 where fp16 makes nan
+    (GTX 16xx), and off CUDA.
 
     Raises: UserError for fp16 on the CPU.
     """
@@ -59,9 +65,15 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type != "cuda":
         return "fp32"
-    if torch.cuda.get_device_capability(device) >= (8, 0):
+    if _has_bf16(device):
         return "bf16"
     return "fp32" if any(part in torch.cuda.get_device_name(device) for part in FP16_IS_BROKEN) else "fp16"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if torch.version.hip:  # RDNA 1 and 2 and Vega report a capability of 8 and more, too, and emulate it
+        return torch.cuda.get_device_properties(device).gcnArchName.startswith(NATIVE_BF16)
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def common_precision(found: Sequence[str]) -> str:
@@ -88,26 +100,38 @@ def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:
             torch.cuda.empty_cache()
 
 
-ONEDNN = "could not create a primitive"  # all that oneDNN says of it, on the CPU
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "alloc_failed",
+    "could not create a primitive",  # all that oneDNN says of it, on the CPU
+    # what cuDNN and cuBLAS say where a full card leaves them no workspace; a broken installation fails much earlier
+    "was unable to find an engine",
+    "cudnn_status_not_initialized",
+    "cudnn_status_internal_error",
+    "cublas_status_not_initialized",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, the card's or the computer's: much of that comes without a class of its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed", ONEDNN)
-    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in OUT_OF_MEMORY)
 
 
 def budget_mib(device: torch.device, wanted_gib: float | None) -> float:
-    """Return the MiB that a run may use: free GPU memory, or the requested budget if less. Infinite off CUDA.
+    """Return the MiB that a run may use: free GPU memory, or the requested budget if less.
+
+    Off CUDA it is the requested one or what RAM has free, whichever is less; infinite where none is requested.
 
     What is free no longer has CUDA's own context in it, which the estimate counts, too: so much is left for what no
     estimate sees (workspaces of cuBLAS and cuDNN, fragmentation). Windows lends a full card the computer's memory
     instead of failing, and everything crawls.
     """
     if device.type != "cuda":
-        return float("inf")
+        return float("inf") if wanted_gib is None else min(free_ram_mib(), wanted_gib * 1024)
     free = torch.cuda.mem_get_info(device)[0] / 2**20
     return free if wanted_gib is None else min(free, wanted_gib * 1024)
 

@@ -48,7 +48,7 @@ class Estimate:
     """Peak memory of training, MiB. The parts add up to `total`."""
 
     weights: float  # frozen, on the card
-    lora: float  # what is trained (LoRA, or the whole network), its two gradient buffers, optimizer states
+    lora: float  # what is trained (LoRA, or the whole network), its gradient, optimizer states
     activations: float  # everything else at the worst moment: kept for the backward pass, or at work
     context: float = CONTEXT_MIB
 
@@ -97,10 +97,10 @@ def predict(shape: Shape, found: MemoryPlan) -> Estimate:
         with live:
             _pass(unet, shape, found)
     trained = sum(p.numel() for p in parameters)
-    one = 4 * trained / MIB  # the weights, and each buffer: one gradient waits while the other is made
+    one = 4 * trained / MIB  # the weights, or the gradient
     return Estimate(
         weights=held / MIB - one,
-        lora=3 * one + OPTIMIZER_BYTES[shape.optimizer] * trained / MIB,
+        lora=2 * one + OPTIMIZER_BYTES[shape.optimizer] * trained / MIB,
         activations=(live.peak - held) / MIB - one,
     )
 

@@ -19,7 +19,10 @@ FP8_MAX = torch.finfo(FP8).max  # 448
 
 
 class Weight:
-    """One layer's weight [out, ...] in storage: in `dtype`, or as fp8 with one fp32 scale for each output channel."""
+    """One layer's weight [out, ...] in storage: in `dtype`, or as fp8 with one fp32 scale for each output channel.
+
+    A scale is kept as a factor of 0.5 to 1 and a power of two: fp16 would round the scale of small weights itself.
+    """
 
     def __init__(self, weight: Tensor, *, dtype: torch.dtype, device: torch.device, offloaded: bool) -> None:
         self.offloaded = offloaded
@@ -27,9 +30,10 @@ class Weight:
         self.scale: Tensor | None = None
         if dtype == FP8:
             largest = weight.float().flatten(1).abs().amax(1).clamp(min=1e-12)
-            self.scale = (largest / FP8_MAX).view(-1, *[1] * (weight.ndim - 1))
-            weight = weight.float() / self.scale
-            self.scale = self.scale.to(device)
+            scale = (largest / FP8_MAX).view(-1, *[1] * (weight.ndim - 1))
+            weight = weight.float() / scale
+            power = torch.exp2(torch.frexp(scale).exponent.clamp(min=-24).float())  # fp16's smallest number is 2**-24
+            self.scale = torch.stack([scale / power, power]).to(device)
         kept = weight.to(device, dtype)
         self.kept = (
             kept.pin_memory() if offloaded and device.type == "cpu" and torch.cuda.is_available() else kept
@@ -40,7 +44,8 @@ class Weight:
         weight = self.kept.to(device, non_blocking=True, copy=self.offloaded)
         if self.scale is None:
             return weight.to(dtype)
-        return weight.to(dtype) * self.scale.to(device, dtype, non_blocking=True)
+        factor, power = self.scale.to(device, dtype, non_blocking=True)
+        return weight.to(dtype).mul_(factor).mul_(power)
 
 
 class _Linear(torch.autograd.Function):

@@ -23,7 +23,7 @@ from .memory_plan import MemoryPlan
 class MemoryRequest:
     """The memory settings that the user fixed, and those left to choose ("auto")."""
 
-    batch: int  # samples of the larger kind in one step: more are never in the model at once
+    batch: int  # samples of one step: more are never in the model at once
     micro_batch: int | str = "auto"
     checkpointing: int | str = "auto"
     weights: str = "auto"
@@ -33,7 +33,7 @@ class MemoryRequest:
 
 def resolve(config: TrainConfig, base: Base, precision: str, budget_mib: float) -> tuple[MemoryPlan, Estimate | None]:
     """Choose the memory plan for the settings of a run, see `choose`."""
-    batch = max(config.batch_unlabeled, config.batch_sensitive)
+    batch = config.batch_unlabeled + (config.batch_sensitive if config.objective != "unsupervised" else 0)
     weights, offload = ("fp32", 0) if config.network == "full" else (config.weights, config.offload)
     wanted = MemoryRequest(batch, config.micro_batch, config.checkpointing, weights, offload, config.attention)
     return choose(shape_of(config, base), wanted, precision, budget_mib)
@@ -64,6 +64,8 @@ def choose(
     for tier in _tiers(shape, wanted, precision):
         if budget_mib == float("inf"):
             return tier[0], None
+        if fits(tier[0]):
+            return tier[0], estimates[tier[0]]
         last = tier[-1]
         if fits(last):
             first = bisect.bisect_left(tier, True, key=fits)
@@ -158,7 +160,8 @@ def main(argv: Sequence[str]) -> int:
     if is_here or config.vram_budget:
         lines.append(f"{'fits into' if fits else 'does not fit into'} {budget / 1024:.1f} GiB")
     if invocation.events:
-        EventWriter(is_on=True).emit("plan", fits=fits, lines=lines)
+        known = budget / 1024 if is_here or config.vram_budget else None
+        EventWriter(is_on=True).emit("plan", fits=fits, budget_gib=known, lines=lines)
         return errors.DONE  # the answer is the event; a node shows it either way
     print("\n".join(lines))
     return errors.DONE if fits else errors.OUT_OF_MEMORY

@@ -1,7 +1,6 @@
 """Distances of pictures to real normal images, and the drift of pictures that unlearning should not change."""
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..common.wording import counted
+from ..data.decoding import decode
 from ..data.images import read_images
 from .judges import Features, first_line
 from .statistics import components, frechet_distance, kernel_distance
@@ -79,7 +80,7 @@ def inception_distances(
                     fid=True,
                     kid=True,
                     kid_subset_size=min(len(files), len(real), 1000),
-                    samples_find_ext="png,jpg,jpeg,webp,bmp",
+                    samples_find_ext="png",
                     samples_resize_and_crop=size_px,
                     verbose=False,
                     cuda=on_gpu,
@@ -100,15 +101,18 @@ def _fid_name(images: int) -> str:
     """Name the FID with what it is worth."""
     if images >= FEW:
         return "FID"
-    return f"FID from {images} images (biased upwards below {FEW}: compare only with others of {images}; KID is fairer)"
+    worth = f"biased upwards below {FEW}: compare only with others of {images}; KID is fairer"
+    return f"FID from {counted(images, 'image')} ({worth})"
 
 
 @contextlib.contextmanager
 def _folder_of(files: Sequence[Path]) -> Iterator[str]:
-    """Lend a folder with copies of these files only: their own folders may hold other pictures, and captions."""
+    """Lend a folder with these images only, as PNG: torch-fidelity reads fewer kinds of file than we do, and their own
+    folders may hold other pictures.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for i, file in enumerate(files):
-            shutil.copyfile(file, Path(folder) / f"{i:06d}{file.suffix.lower()}")
+            decode(file).image.save(Path(folder) / f"{i:06d}.png", compress_level=1)
         yield folder
 
 

@@ -149,6 +149,16 @@ def load_vae(base: Base, dtype: torch.dtype) -> torch.nn.Module:
     return _load(AutoencoderKL, _place(base, "vae"), "vae", dtype)
 
 
+def empty_unet(base: Base) -> torch.nn.Module:
+    """Return the U-Net without its weights, on the meta device: only names and shapes."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with quiet(), torch.device("meta"):
+        found: torch.nn.Module = UNet2DConditionModel.from_config(part_config(base, "unet"))
+    return found.requires_grad_(False)
+
+
 def load_unet(base: Base, dtype: torch.dtype) -> torch.nn.Module:
     from diffusers import UNet2DConditionModel
 

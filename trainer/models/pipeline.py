@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,15 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # known as DPM++ 2M
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
 }
+ZERO_SNR = "rescale_betas_zero_snr"  # a setting of a noise schedule, in diffusers' words
 
 
 def set_sampler(pipe: Any, name: str) -> None:
-    """Give the pipeline a sampler on the same noise schedule, unless it has this one. Args: name: of SAMPLERS."""
+    """Give the pipeline a sampler on the same noise schedule, unless it has this one.
+
+    Args: name: of SAMPLERS.
+    Raises: UserError if the schedule has a zero terminal SNR, and the sampler would ignore that.
+    """
     import diffusers
 
     from ..common.third_party import quiet
@@ -58,6 +64,9 @@ def set_sampler(pipe: Any, name: str) -> None:
     kind, settings = SAMPLERS[name]
     if type(pipe.scheduler).__name__ == kind:
         return
+    takes = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    if pipe.scheduler.config.get(ZERO_SNR) and ZERO_SNR not in takes:
+        raise UserError(f"--sampler {name}: knows no zero terminal SNR, which this model has; leave it out for ddim")
     with quiet():  # which settings of the old one the new one has no use for
         pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **settings)
 

@@ -4,7 +4,7 @@ l is a sample's denoising error over its temperature. With p(normal | x) = exp(-
 l, and of calling it sensitive phi(l) = -log(1 - exp(-l)). The unlabeled data are a mixture, p_U = prior * p_S +
 (1 - prior) * p_N, so the normal risk R = (1 - prior) E_N[l] = E_U[l] - prior * E_S[l] needs no normal label.
 
-    pu            prior * E_S[phi(l)] + |R|
+    pu            a * E_S[phi(l)] + |R|, where the paper's a is the prior; see `sensitive_weight`
     nnpu          the same while R >= 0, else -R alone
     supervised    mean over the batch of l (unlabeled) and phi(l) (sensitive)
     unsupervised  E_U[l]
@@ -41,6 +41,28 @@ def sensitive_slope(losses: Tensor) -> Tensor:
     return -torch.exp(-losses) / -torch.expm1(-losses)
 
 
+PUSH = 2 / 3  # of the pull of normal images, where noise hides the kind; at 1 the objective has no minimum
+
+
+def sensitive_weight(prior: float, temperature: float) -> float:
+    """Return the weight a of the sensitive risk with which its push is as strong at every prior and temperature.
+
+    With much noise a sample does not show of which kind it is. There normal images pull on the prediction with weight
+    1 - prior, and sensitive ones push with weight p = a / (exp(1 / temperature) - 1), the slope of phi at the base
+    model's error. The prediction that minimises the sum lies beyond the normal images' mean, by p / (1 - prior - p)
+    distances between the two means. Where p reaches 1 - prior there is none: errors grow until phi saturates.
+
+    The paper's a, the prior, pushes too little where the prior is small, and has no minimum where the prior is above
+    1 - exp(-1 / temperature). Here p is PUSH * (1 - prior), so the minimum lies two distances beyond, and the
+    temperature says how far errors on sensitive images grow before the push fades.
+
+    Args:
+        prior: share of sensitive samples in the unlabeled set, 0 < prior < 1.
+        temperature: in the base model's own errors (`per-timestep`).
+    """
+    return PUSH * (1 - prior) * math.expm1(1 / temperature)
+
+
 @dataclass(frozen=True)
 class Risks:
     """One step's risks, as floats."""
@@ -48,7 +70,7 @@ class Risks:
     objective: float  # what is minimised
     unlabeled: float  # E_U[l]
     loss_sensitive: float  # E_S[l]; nan without any
-    sensitive: float  # prior * E_S[phi(l)]
+    sensitive: float  # weight * E_S[phi(l)]
     normal: float  # R
     slope: float  # E_S[phi']: near 0 means that the sensitive term is dead
 
@@ -75,13 +97,20 @@ EQUAL: Importance = (1.0, 1.0)
 
 
 def objective_value(
-    objective: str, unlabeled: Tensor, sensitive: Tensor, *, prior: float, importance: Importance = EQUAL
+    objective: str,
+    unlabeled: Tensor,
+    sensitive: Tensor,
+    *,
+    prior: float,
+    weight: float | None = None,
+    importance: Importance = EQUAL,
 ) -> Tensor:
     """Return the objective on a full batch, differentiable: the oracle that the step gradient is tested against.
 
     Args:
         objective: one of OBJECTIVES.
         unlabeled, sensitive: [n_u], [n_s] losses.
+        weight: of the sensitive risk; None: the prior.
         importance: factors of samples (min-SNR), outside phi: a sample counts less, its probability stays.
     Returns: scalar.
     """
@@ -94,15 +123,22 @@ def objective_value(
     risk = normal_risk(of_unlabeled * unlabeled, of_sensitive * sensitive, prior=prior)
     if objective == "nnpu" and risk < 0:
         return -risk
-    return prior * called_sensitive.mean() + risk.abs()
+    return (prior if weight is None else weight) * called_sensitive.mean() + risk.abs()
 
 
 def risks(
-    objective: str, unlabeled: Tensor, sensitive: Tensor, *, prior: float, importance: Importance = EQUAL
+    objective: str,
+    unlabeled: Tensor,
+    sensitive: Tensor,
+    *,
+    prior: float,
+    weight: float | None = None,
+    importance: Importance = EQUAL,
 ) -> Risks:
     """Return all parts of one step's objective, for the log and for the sign that the gradient needs."""
     nan = float("nan")
-    value = objective_value(objective, unlabeled, sensitive, prior=prior, importance=importance).item()
+    weight = prior if weight is None else weight
+    value = objective_value(objective, unlabeled, sensitive, prior=prior, weight=weight, importance=importance).item()
     of_unlabeled, of_sensitive = importance
     weighed_u, weighed_s = of_unlabeled * unlabeled, of_sensitive * sensitive
     if objective == "unsupervised":
@@ -111,7 +147,7 @@ def risks(
         objective=value,
         unlabeled=weighed_u.mean().item(),
         loss_sensitive=weighed_s.mean().item(),
-        sensitive=prior * (of_sensitive * sensitive_loss(sensitive)).mean().item(),
+        sensitive=weight * (of_sensitive * sensitive_loss(sensitive)).mean().item(),
         normal=normal_risk(weighed_u, weighed_s, prior=prior).item(),
         slope=(of_sensitive * sensitive_slope(sensitive)).mean().item(),
     )
@@ -136,6 +172,7 @@ class Weights:
     prior: float
     n_unlabeled: int
     n_sensitive: int
+    sensitive_weight: float | None = None  # of the sensitive risk; None: the prior
 
     def unlabeled(self, losses: Tensor) -> Tensor:
         """Return the weights of unlabeled samples, [n] for [n] losses, without the factor s (`unlabeled_factor`)."""
@@ -157,8 +194,9 @@ class Weights:
             return torch.zeros_like(losses)
         if self.objective == "supervised":
             return sensitive_slope(losses) / self._unlabeled_count
-        pull = sensitive_slope(losses) if self.objective == "pu" or s > 0 else torch.zeros_like(losses)
-        return (pull - s) * (self.prior / self.n_sensitive)
+        slope = sensitive_slope(losses) if self.objective == "pu" or s > 0 else torch.zeros_like(losses)
+        weight = self.prior if self.sensitive_weight is None else self.sensitive_weight
+        return (weight * slope - s * self.prior) / self.n_sensitive
 
     @property
     def depends_on_sign(self) -> bool:

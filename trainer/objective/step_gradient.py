@@ -1,6 +1,6 @@
 """One step's gradient from micro-batches: exactly the full batch's, whatever their size. Knows no model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ class Outcome:
 
     risks: Risks
     sign: int
-    flipped: bool  # the assumed sign was wrong, so the sensitive part ran twice
+    flipped: bool  # the assumed sign was wrong, so the sensitive samples ran twice
 
 
 def accumulate(
@@ -31,70 +31,76 @@ def accumulate(
     *,
     assumed_sign: int,
     micro_batch: int,
+    shape_of: Callable[[T], Hashable] = lambda member: None,
     backward: Callable[[Tensor], None] = Tensor.backward,
     ranks: Ranks = ONE,
 ) -> Outcome:
     """Leave the gradient of the objective over the whole batch in each parameter's `.grad`.
 
-    The unlabeled part is known up to the sign s of R, which only the whole batch tells. So it waits in one extra
-    LoRA-sized buffer, and the sensitive part is computed with the last step's s; if that turns out wrong (rare), the
-    sensitive part alone is run again.
+    With the sign s of R assumed (the last step's), every sample's weight w(s) is known before the backward pass. So
+    both kinds share their micro-batches and one gradient: a step costs what plain training on as many samples does.
+    Where the whole batch tells another sign (rare), the gradient is negated, which is right for the unlabeled
+    samples, and the sensitive ones run again with what they lack: w(-s) = -w(s) + (w(s) + w(-s)).
 
     Args:
-        losses_of: (differentiable losses [n], importance [n]) of some members, all unlabeled or all sensitive; the same
-            at every call.
+        losses_of: (differentiable losses [n], importance [n]) of a micro-batch, see `micro_batches`, or of its end,
+            the sensitive members; the same at every call.
         sensitive: may be empty where the objective ignores them.
         micro_batch: members in the model at once; changes memory and speed only.
+        shape_of: members of one micro-batch have the same.
         backward: how to differentiate a scalar (fp16 scales it first).
         ranks: the batch is shared out over these; each rank calls this with the whole batch and gets the same outcome.
     """
     _clear(parameters)
-    none = parameters[0].new_zeros(0, dtype=torch.float32)
+    members, n, s = [*unlabeled, *sensitive], len(unlabeled), assumed_sign
 
-    def run(members: Sequence[T], weigh: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        mine = _pass(losses_of, ranks.share(members), micro_batch, backward, weigh)
-        losses, importance = (torch.cat([none, *(part[i] for part in mine)]) for i in (0, 1))
-        return ranks.gather(losses, len(members)), ranks.gather(importance, len(members))
+    def run(parts: Sequence[list[int]], weigh: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Add sum_i w_i * d l_i to the gradients. Returns: [2, members] losses and importance of those in parts."""
+        order, found = [], [parameters[0].new_zeros(2, 0, dtype=torch.float32)]
+        for part in parts:
+            losses, importance = losses_of([members[i] for i in part])
+            backward((weigh(losses.detach(), sum(i < n for i in part)) * importance * losses).sum())
+            order += part
+            found.append(torch.stack([losses.detach(), importance]))
+        return _in_place(torch.cat(found, 1), order, len(members))
 
-    def run_sensitive(s: int) -> tuple[Tensor, Tensor]:
-        return run(sensitive, lambda losses: weights.sensitive(losses, s))
+    def assumed(losses: Tensor, n_unlabeled: int) -> Tensor:
+        of_unlabeled = weights.unlabeled(losses[:n_unlabeled]) * weights.unlabeled_factor(s)
+        return torch.cat([of_unlabeled, weights.sensitive(losses[n_unlabeled:], s)])
 
-    losses_u, importance_u = run(unlabeled, weights.unlabeled)
-    waiting = _take(parameters)
-    s = assumed_sign
-    losses_s, importance_s = run_sensitive(s)
-    found = risks(weights.objective, losses_u, losses_s, prior=weights.prior, importance=(importance_u, importance_s))
-    flipped = bool(sensitive) and weights.depends_on_sign and sign(found.normal) != s
+    def missing(losses: Tensor, n_unlabeled: int) -> Tensor:
+        return weights.sensitive(losses, s) + weights.sensitive(losses, -s)
+
+    mine = micro_batches(members, micro_batch, shape_of, ranks)
+    found = run(mine, assumed)
+    ranks.sum([found])
+    losses, importance = found.cpu()  # here the host waits for the device, once a step
+    kinds, factors = (losses[:n], losses[n:]), (importance[:n], importance[n:])
+    outcome = risks(weights.objective, *kinds, prior=weights.prior, weight=weights.sensitive_weight, importance=factors)
+    flipped = bool(sensitive) and weights.depends_on_sign and sign(outcome.normal) != s
+    gradients = _gradients(parameters)
     if flipped:
-        s = -s
-        _clear(parameters)
-        run_sensitive(s)
-    factor = weights.unlabeled_factor(s)
-    gradients = [other.add_(part, alpha=factor) for part, other in zip(waiting, _take(parameters), strict=True)]
+        torch._foreach_neg_(gradients)
+        run([again for part in mine if (again := [i for i in part if i >= n])], missing)
     ranks.sum(gradients)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    return Outcome(found, s, flipped)
+    return Outcome(outcome, -s if flipped else s, flipped)
 
 
-def _pass(
-    losses_of: Callable[[Sequence[T]], tuple[Tensor, Tensor]],
-    members: Sequence[T],
-    micro_batch: int,
-    backward: Callable[[Tensor], None],
-    weigh: Callable[[Tensor], Tensor],
-) -> list[tuple[Tensor, Tensor]]:
-    """Add sum_i w_i * d l_i to the gradients, micro-batch by micro-batch. Returns: losses and importance of each."""
-    found = []
-    for part in _parts(members, micro_batch):
-        losses, importance = losses_of(part)
-        backward((weigh(losses.detach()) * importance * losses).sum())
-        found.append((losses.detach(), importance))
-    return found
+def micro_batches(
+    members: Sequence[T], size: int, shape_of: Callable[[T], Hashable] = lambda member: None, ranks: Ranks = ONE
+) -> list[list[int]]:
+    """Return the places of the members of this rank's micro-batches, ascending in each."""
+    groups: dict[Hashable, list[int]] = {}
+    for i in ranks.share(range(len(members))):
+        groups.setdefault(shape_of(members[i]), []).append(i)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
 
-def _parts(members: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (members[i : i + size] for i in range(0, len(members), size))
+def _in_place(found: Tensor, order: Sequence[int], n: int) -> Tensor:
+    """Return [2, n] with column k of found at order[k], and zeros elsewhere."""
+    placed = found.new_zeros(len(found), n)
+    placed[:, torch.tensor(order, dtype=torch.long, device=found.device)] = found
+    return placed
 
 
 def _clear(parameters: Sequence[nn.Parameter]) -> None:
@@ -102,8 +108,9 @@ def _clear(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _take(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Move the gradients out of the parameters and return them."""
-    taken: list[Tensor] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    _clear(parameters)
-    return taken
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients; zeros where this rank had no members."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -22,6 +22,9 @@ class LossScale:
     base_error: Tensor | None = None  # [20]
     timesteps: int = 1000
 
+    def to(self, device: torch.device) -> "LossScale":
+        return self if self.base_error is None else replace(self, base_error=self.base_error.to(device))
+
     def losses(self, errors: Tensor, t: Tensor, elements: Tensor) -> Tensor:
         if self.mode == "plain":
             return errors / elements

@@ -1,7 +1,9 @@
 """Output of a run: events.jsonl, JSON lines on stdout, and messages with a progress bar for people."""
 
+import contextlib
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from tqdm import tqdm
 
 from ..common.events import event_line, event_record
 from .run_dir import RunDir
+from .trackers import Tracker
 
 PHASES = {
     "keep": "making prior preservation images",
@@ -24,13 +27,22 @@ class Console:
     """Writes events to the run folder and shows them. With `jsonl`, stdout is JSON only; messages go to stderr."""
 
     def __init__(
-        self, run_dir: RunDir, *, jsonl: bool, logging_dir: Path | None = None, is_silent: bool = False
+        self,
+        run_dir: RunDir,
+        *,
+        jsonl: bool,
+        logging_dir: Path | None = None,
+        is_silent: bool = False,
+        tracker: Callable[[], Tracker] | None = None,
     ) -> None:
+        """Args: tracker: begins one, at the first step."""
         self.run_dir, self.jsonl = run_dir, jsonl
         self.is_silent = is_silent  # only the first of several processes prints and writes
         self.bar: tqdm | None = None
         self._logging_dir = logging_dir
         self._tensorboard: Any = None
+        self._begin_tracker = tracker
+        self._tracker: Tracker | None = None
         self.phase = ""
 
     def emit(self, event: str, **fields: Any) -> None:
@@ -66,10 +78,23 @@ class Console:
             if name not in ("step", "of") and math.isfinite(value):
                 self._tensorboard.add_scalar(name, value, fields["step"])
 
+    def _track(self, begin: Callable[[], Tracker], fields: dict[str, Any]) -> None:
+        """Send a step's numbers to the tracker. Where it fails, the training goes on without it."""
+        try:
+            self._tracker = self._tracker or begin()
+            values = {k: v for k, v in fields.items() if k not in ("step", "of") and v is not None and math.isfinite(v)}
+            self._tracker.log(values, fields["step"])
+        except Exception as error:  # the network, a missing login: each tracker has its own
+            self._begin_tracker = None
+            self.emit("warning", message=f"--log-with: given up ({str(error).strip() or repr(error)})")
+
     def close(self) -> None:
-        """Close TensorBoard's file, and the progress bar."""
+        """Close TensorBoard's file, the tracker and the progress bar."""
         if self._tensorboard:
             self._tensorboard.close()
+        if self._tracker:
+            with contextlib.suppress(Exception):  # as in _track
+                self._tracker.close()
         self._close_bar()
 
     def _close_bar(self) -> None:
@@ -93,6 +118,8 @@ class Console:
     def _step(self, fields: dict[str, Any]) -> None:
         if self._logging_dir:
             self._log(self._logging_dir, fields)
+        if self._begin_tracker:
+            self._track(self._begin_tracker, fields)
         if self.bar is None:
             self.bar = tqdm(total=fields["of"], initial=fields["step"] - 1, unit="step", dynamic_ncols=True)
         shown = {

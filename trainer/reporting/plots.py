@@ -10,7 +10,10 @@ from typing import Any
 from ..common.files import replacing
 from .run_history import RunSummary
 
-CURVES = {"ratio": "sensitive / unlabeled loss", "normal_risk": "normal risk R"}  # fields of step events
+CURVES = {
+    "ratio": "Loss on sensitive ÷ loss on unlabeled images",
+    "normal_risk": "Normal risk R",
+}  # fields of step events
 
 
 def draw_loss_curves(steps: Sequence[dict[str, Any]], path: Path) -> None:
@@ -20,20 +23,20 @@ def draw_loss_curves(steps: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     x = [e["step"] for e in steps]
-    left.plot(x, _smooth(steps, "risk_unlabeled"), label="unlabeled loss")
-    left.plot(x, _smooth(steps, "risk_sensitive"), label="sensitive risk")
-    left.plot(x, _smooth(steps, "normal_risk"), label="normal risk R")
+    left.plot(x, smooth(steps, "risk_unlabeled"), label="loss on unlabeled images")
+    left.plot(x, smooth(steps, "risk_sensitive"), label="sensitive risk")
+    left.plot(x, smooth(steps, "normal_risk"), label="normal risk R")
     left.set_xlabel("step")
     left.legend()
-    right.plot(x, _smooth(steps, "ratio"), color="tab:red")
+    right.plot(x, smooth(steps, "ratio"), color="tab:red")
     right.axhline(1, color="grey", linewidth=0.8)
     right.set_xlabel("step")
-    right.set_title("sensitive / unlabeled loss", fontsize=10)
+    right.set_title("Loss on sensitive ÷ loss on unlabeled images", fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
-def _smooth(steps: Sequence[dict[str, Any]], field: str) -> list[float]:
+def smooth(steps: Sequence[dict[str, Any]], field: str) -> list[float]:
     """Return the running mean of a field of step events."""
     return running_mean([math.nan if step[field] is None else step[field] for step in steps])
 
@@ -81,7 +84,7 @@ def draw_comparison(runs: Sequence[RunSummary], path: Path) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, 2), CURVES.items(), strict=True):
         for run in runs:
-            axes.plot([s["step"] for s in run.steps], _smooth(run.steps, key), label=run.name)
+            axes.plot([s["step"] for s in run.steps], smooth(run.steps, key), label=run.name)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.legend(fontsize=8)

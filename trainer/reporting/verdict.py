@@ -6,7 +6,27 @@ WEAK_SHARE = 0.5  # of the way from the rate before to the best possible one
 WEAK_GROWTH = 1.02  # of the loss on held-out sensitive images
 NOTHING_TO_GAIN = 0.05  # between the rate before and the best possible one
 MEMORISING_GROWTH = 1.1  # of the loss on sensitive images trained on
+HARMFUL_GROWTH = 1.5  # of the loss on normal images
+OFTEN_NEGATIVE = 0.05  # share of the steps in which the normal risk is negative
+FEW_STEPS = 5  # in which it may be negative by chance
 STRONGER = "more steps or a higher temperature"
+
+
+def answer(before: float, after: float) -> str:
+    """Return the result in one sentence: the non-sensitive rates after and before."""
+    return f"{_percent(after)} of pictures are normal now; {_percent(before)} before."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0") + "\N{NO-BREAK SPACE}%"
+
+
+def answer_without_rates(growth: Mapping[str, float], steps: int) -> str:
+    """Return the result of a run whose pictures nobody judged, in one sentence. Args: growth: see `about_growth`."""
+    if "held_out" in growth:
+        factor = f"× {growth['held_out']:.2f}"
+        return f"After {steps} steps the loss on sensitive images that were held out is {factor} of what it was."
+    return f"Trained for {steps} steps."
 
 
 def about_rates(
@@ -39,7 +59,7 @@ def about_growth(growth: Mapping[str, float]) -> str | None:
 
     Returns: a sentence; None if the loss grew on both, or nothing was measured.
     """
-    if len(growth) < 2:
+    if not {"trained", "held_out"} <= growth.keys():
         return None
     if is_memorising(growth):
         return (
@@ -57,7 +77,41 @@ def about_growth(growth: Mapping[str, float]) -> str | None:
 
 def is_memorising(growth: Mapping[str, float]) -> bool:
     """Return whether the loss grows on the sensitive images trained on, but less than half as much on held-out ones."""
-    if len(growth) < 2:
+    if not {"trained", "held_out"} <= growth.keys():
         return False
     trained, held_out = growth["trained"] - 1, growth["held_out"] - 1
     return trained > MEMORISING_GROWTH - 1 and held_out < trained / 2
+
+
+def about_harm(growth: Mapping[str, float], prior: float) -> str | None:
+    """Interpret by what factor the loss on normal images has grown, which nobody has labelled.
+
+    The loss on unlabeled images is (1 - prior) times that on normal ones, and prior times that on sensitive ones.
+
+    Args: growth: by kind: "unlabeled", "trained", "held_out". prior: share of sensitive images among the unlabeled.
+    Returns: a sentence; None if it has hardly grown, or was not measured.
+    """
+    sensitive = growth.get("held_out", growth.get("trained"))
+    if sensitive is None or "unlabeled" not in growth:
+        return None
+    normal = (growth["unlabeled"] - prior * sensitive) / (1 - prior)
+    if normal < HARMFUL_GROWTH:
+        return None
+    return (
+        f"The loss on normal images grew × {normal:.2f}: the model is losing what it should keep. Try fewer steps, or "
+        "a lower learning rate, temperature or sensitive weight."
+    )
+
+
+def about_negative_risk(negative: int, steps: int, prior: float) -> str | None:
+    """Interpret in how many steps the normal risk, which no real loss can be below 0, was negative.
+
+    Returns: a sentence; None if it was seldom so.
+    """
+    if negative <= max(FEW_STEPS, OFTEN_NEGATIVE * steps):
+        return None
+    return (
+        f"The loss on normal images, which the objective derives, was negative in {negative} of {steps} steps. Either "
+        f"the prior of {prior:g} is too high for these images, or the sensitive images are so few that the model knows "
+        "them by heart. Try a lower prior, more sensitive images or fewer steps."
+    )

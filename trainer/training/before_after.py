@@ -4,19 +4,21 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from ..builtin import BUILTIN
 from ..common.interrupts import Check
+from ..config.sample_prompts import SamplePrompt, read_sample_prompts
 from ..data.contact_sheet import save_grid
 from ..data.job import TrainingJob
 from ..generation.generate import PictureSettings, generate_pictures
 from ..metrics.digit_judge import DigitJudge, Rate
 from ..models import base_model, pipeline
 from ..reporting.run_context import RunContext
-from .trained_model import TrainedModel
+from .learner import TrainedModel
 
 AT_STEP = 9  # pictures during training: enough to see, few enough not to hold it up
 
@@ -90,22 +92,37 @@ def picture_at_step(job: TrainingJob, context: RunContext) -> Callable[[TrainedM
 
     def picture(so_far: TrainedModel, step: int) -> None:
         path = context.run_dir.samples / f"step{step:06d}.png"
-        save_grid(maker(job, so_far.network.unet, context.check)(job.picture_prompt, seeds), path)
-        context.emit("sample", kind="step", step=step, path=str(path), prompt=job.picture_prompt)
+        make = maker(job, so_far.network.unet, context.check)
+        if job.config.sample_prompts:
+            asked = read_sample_prompts(job.config.sample_prompts)[0]
+            images = np.concatenate([make(one.prompt, [one.seed], **_changes(one)) for one in asked])
+        else:
+            asked, images = [], make(job.picture_prompt, seeds)
+        save_grid(images, path)
+        shown = " | ".join(one.prompt for one in asked) or job.picture_prompt
+        context.emit("sample", kind="step", step=step, path=str(path), prompt=shown)
 
     return picture
 
 
+def _changes(asked: SamplePrompt) -> dict[str, Any]:
+    """Return how a picture's settings differ from those of the run's other pictures."""
+    found = {"negative": asked.negative, "steps": asked.steps, "guidance": asked.guidance}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def maker(job: TrainingJob, unet: nn.Module, check: Check = lambda: None) -> Callable[..., np.ndarray]:
-    """Return a function (prompt, seeds, guidance=config's) -> pictures [n, h, w, 3] uint8 of unet as it is then."""
+    """Return a function (prompt, seeds, **changes) -> pictures [n, h, w, 3] uint8 of unet as it is then.
+
+    Its changes are of PictureSettings' fields, which are else the config's.
+    """
     pipe = pipeline.load_pipeline(job.base, unet)
     config = job.config
     settings = PictureSettings(
         config.resolution, config.sample_steps, config.guidance, config.clip_skip, max_tokens=config.max_token_length
     )
 
-    def make(prompt: str, seeds: list[int], guidance: float | None = None) -> np.ndarray:
-        found = settings if guidance is None else replace(settings, guidance=guidance)
-        return generate_pictures(pipe, prompt, seeds, found, check=check)
+    def make(prompt: str, seeds: list[int], **changes: Any) -> np.ndarray:
+        return generate_pictures(pipe, prompt, seeds, replace(settings, **changes), check=check)
 
     return make

@@ -1,6 +1,7 @@
 """The training command: messages before, during and after a run, and the exit code."""
 
 import contextlib
+from collections.abc import Callable
 
 from ..common import errors
 from ..common.distributed import Ranks, from_environment
@@ -17,6 +18,7 @@ from ..models import base_model, hub
 from ..models.base_model import Base
 from ..reporting.console import Console
 from ..reporting.run_dir import RunDir, free_name
+from ..reporting.trackers import Tracker
 
 
 def train_command(invocation: Invocation) -> int:
@@ -26,7 +28,13 @@ def train_command(invocation: Invocation) -> int:
     if not invocation.resume:
         config = config.model_copy(update={"name": ranks.broadcast(free_name(config.output_dir, config.name))})
     run_dir = RunDir(config.output_dir, config.name)
-    console = Console(run_dir, jsonl=invocation.events, logging_dir=config.logging_dir, is_silent=not ranks.is_first)
+    console = Console(
+        run_dir,
+        jsonl=invocation.events,
+        logging_dir=config.logging_dir,
+        is_silent=not ranks.is_first,
+        tracker=_tracker(config),
+    )
     _introduce(invocation, run_dir, console)
     base = _find_base(config)
     if not invocation.is_builtin:
@@ -91,6 +99,20 @@ def _train(job: TrainingJob, ranks: Ranks, console: Console, *, is_resume: bool)
     for line in summary:
         console.say(line)
     return errors.DONE
+
+
+def _tracker(config: TrainConfig) -> Callable[[], Tracker] | None:
+    """Return what begins the tracker of --log-with; None without one, and for TensorBoard."""
+    kind = config.log_with
+    if kind in (None, "tensorboard"):
+        return None
+
+    def begin() -> Tracker:
+        from .saving import public_settings
+
+        return Tracker(str(kind), config.name, public_settings(config).model_dump(mode="json"))
+
+    return begin
 
 
 def _introduce(invocation: Invocation, run_dir: RunDir, console: Console) -> None:

@@ -31,6 +31,19 @@ class ModelInputs(Protocol):
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """Samples of one shape, noised, as the U-Net is shown them: on the host, pinned where a CUDA device computes."""
+
+    noisy: Tensor  # [n, channels, height, width], like text in the dtype of the arithmetic
+    text: Tensor
+    target: Tensor  # [n, channels, height, width] fp32, what the U-Net should predict
+    t: Tensor  # [n] int64
+
+    def part(self, places: slice) -> "Inputs":
+        return Inputs(self.noisy[places], self.text[places], self.target[places], self.t[places])
+
+
+@dataclass(frozen=True)
 class Denoiser:
     """The U-Net with all it needs to turn samples into errors. `before` is called ahead of each pass and may raise."""
 
@@ -54,32 +67,48 @@ class Denoiser:
             t: [n] timesteps to use instead.
         Returns: (errors [n] fp32 summed over elements, timesteps [n] int64, elements [n] of each sample).
         """
-        latents = [self.encoded.latents(d.sample.path, d.view) for d in draws]
-        random = [
-            noise_and_t(self.seed, step, d.position, tuple(x.shape), self.schedule.timesteps, offset=self.noise_offset)
-            for d, x in zip(draws, latents, strict=True)
-        ]
-        t = torch.tensor([r[1] for r in random]) if t is None else t
-        found: list[Tensor] = [torch.empty(0)] * len(draws)
-        for shape in dict.fromkeys(x.shape for x in latents):  # images of one shape go through the U-Net together
-            alike = [i for i, x in enumerate(latents) if x.shape == shape]
-            clean = torch.stack([latents[i] for i in alike])
-            noise = torch.from_numpy(np.stack([random[i][0] for i in alike]))
-            errors = self._errors(clean, noise, t[alike], [draws[i].caption for i in alike])
-            for i, error in zip(alike, errors, strict=True):
-                found[i] = error
-        elements = torch.tensor([x.numel() for x in latents], device=self.device)
-        return torch.stack(found), t.to(self.device), elements
+        groups: dict[torch.Size, list[int]] = {}
+        for i, draw in enumerate(draws):  # images of one shape go through the U-Net together
+            groups.setdefault(self.shape_of(draw), []).append(i)
+        found = []
+        for alike in groups.values():
+            inputs = self.inputs([draws[i] for i in alike], step, None if t is None else t[alike])
+            found.append(self.errors_of(inputs))
+        back = torch.tensor([i for alike in groups.values() for i in alike], device=self.device).argsort()
+        errors, times, elements = (torch.cat(values)[back] for values in zip(*found, strict=True))
+        return errors, times, elements
 
-    def _errors(self, latents: Tensor, noise: Tensor, t: Tensor, captions: Sequence[str]) -> Tensor:
-        """Return the [n] errors of samples of one shape."""
+    def shape_of(self, draw: TrainingSample) -> torch.Size:
+        """Return the shape of a sample's latents."""
+        return self.encoded.latents(draw.sample.path, draw.view).shape
+
+    def inputs(self, draws: Sequence[TrainingSample], step: int, t: Tensor | None = None) -> Inputs:
+        """Prepare samples of one shape, a pure function of seed, step, and positions. Args: as `errors`."""
+        latents = torch.stack([self.encoded.latents(d.sample.path, d.view) for d in draws])
+        shape, timesteps = tuple(latents.shape[1:]), self.schedule.timesteps
+        random = [noise_and_t(self.seed, step, d.position, shape, timesteps, offset=self.noise_offset) for d in draws]
+        t = torch.tensor([r[1] for r in random]) if t is None else t
+        noise = torch.from_numpy(np.stack([r[0] for r in random]))
+        text = torch.stack([self.encoded.text(d.caption) for d in draws])
+        noisy, target = self.schedule.add_noise(latents, noise, t), self.schedule.target(latents, noise, t)
+        return Inputs(*(self.pinned(x) for x in (noisy.to(self.dtype), text.to(self.dtype), target, t)))
+
+    def pinned(self, value: Tensor) -> Tensor:
+        """Return a host tensor from which the device copies without keeping the host waiting, where it can (CUDA)."""
+        return value.pin_memory() if self.device.type == "cuda" else value
+
+    def on_device(self, value: Tensor) -> Tensor:
+        """Copy a `pinned` tensor to the device."""
+        return value.to(self.device, non_blocking=self.device.type == "cuda")
+
+    def errors_of(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `errors` does, of prepared samples."""
         self.before()
-        text = torch.stack([self.encoded.text(caption) for caption in captions]).to(self.device)
-        noisy = self.schedule.add_noise(latents, noise, t).to(self.device)
-        target = self.schedule.target(latents, noise, t).to(self.device)
+        shown = inputs.noisy, inputs.text, inputs.target, inputs.t
+        noisy, text, target, t = (self.on_device(x) for x in shown)
         with self.autocast():
-            found = self.unet(noisy.to(self.dtype), t.to(self.device), text.to(self.dtype)).sample
-        return per_sample_error(found, target)
+            found = self.unet(noisy, t, text).sample
+        return per_sample_error(found, target), t, torch.full_like(t, target[0].numel())
 
 
 @torch.no_grad()

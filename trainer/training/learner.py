@@ -1,5 +1,6 @@
 """The trained network with its optimizer and accelerator. Knows nothing of risks or samples."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,17 @@ from ..reporting.run_context import RunContext
 from . import optimizers
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a run hands on after training, or during it: what pictures and report need."""
+
+    job: TrainingJob  # with what was estimated in the place of auto
+    network: TrainedNetwork
+    device: torch.device
+    loss_growth: dict[str, float]  # see TrainingLoop.loss_growth
+    negative_steps: int = 0  # in which the normal risk was negative
+
+
 def lora_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> LoraNetwork:
     """Load the base model's U-Net and attach its LoRA, ready to learn on the context's device."""
     config, unet = job.config, base_model.load_unet(job.base, plan.load_dtype)
@@ -26,6 +38,16 @@ def lora_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> Lor
             context.warn(f"--init-lora: its {text} modules of the text encoder are left out: only the U-Net is trained")
     apply_plan(unet, plan, device=context.device, warn=context.warn)
     return network
+
+
+def check_init_lora(job: TrainingJob) -> None:
+    """Raise UserError if --init-lora does not fit, from names and shapes alone: before anything is encoded."""
+    config = job.config
+    if config.init_lora:
+        network = attach_lora(
+            base_model.empty_unet(job.base), rank=config.rank, alpha=config.effective_alpha, seed=config.seed
+        )
+        lora_file.from_kohya(config.init_lora, network.pairs(), rank=config.rank, scale=1.0)
 
 
 def full_network(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> FullNetwork:

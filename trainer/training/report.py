@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
+from ..common.wording import counted
 from ..config.train_config import TrainConfig, to_toml
+from ..data.contact_sheet import tiles
 from ..metrics.digit_judge import Rate
-from ..reporting import html, verdict
+from ..reporting import curves, html, sidecars, verdict
 from ..reporting.plots import draw_loss_curves
 from ..reporting.run_dir import RunDir
 from .before_after import Evaluation
+from .learner import TrainedModel
 from .saving import public_settings
-from .trained_model import TrainedModel
 
 
 def warnings(trained: TrainedModel, evaluation: Evaluation) -> list[str]:
@@ -19,11 +23,12 @@ def warnings(trained: TrainedModel, evaluation: Evaluation) -> list[str]:
     if config.objective == "unsupervised":  # the baseline that does not unlearn
         return []
     before, after, ceiling = evaluation.before, evaluation.after, evaluation.ceiling
-    if not (before and after and ceiling):
-        return [text] if (text := verdict.about_growth(growth)) else []
-    intervals = before.interval, after.interval
-    found = [verdict.about_rates(before.share, after.share, best=ceiling.share, intervals=intervals)]
-    if verdict.is_memorising(growth):
+    found = [verdict.about_harm(growth, float(config.prior))]
+    found.append(verdict.about_negative_risk(trained.negative_steps, config.steps, float(config.prior)))
+    if before and after and ceiling:
+        intervals = before.interval, after.interval
+        found.append(verdict.about_rates(before.share, after.share, best=ceiling.share, intervals=intervals))
+    if not before or verdict.is_memorising(growth):
         found.append(verdict.about_growth(growth))
     return [text for text in found if text]
 
@@ -44,7 +49,7 @@ def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
     if evaluation.before and evaluation.after and evaluation.ceiling:
         for kind, rate in (("before", evaluation.before), ("after", evaluation.after)):
             low, high = rate.interval
-            interval = f"{low:.3f} to {high:.3f}, {rate.n} pictures"
+            interval = f"{low:.3f} to {high:.3f}, {counted(rate.n, 'picture')}"
             lines.append(f"non-sensitive rate {kind}: {rate.share:.3f} ({interval})")
         lines.append(f"real normal digits, by the same classifier: {evaluation.ceiling.share:.3f}")
     lines += [f"{'LoRA' if result == run_dir.lora else 'model'}: {result}", f"report: {run_dir.report}"]
@@ -52,22 +57,27 @@ def summary(evaluation: Evaluation, result: Path, run_dir: RunDir) -> list[str]:
 
 
 def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: RunDir) -> None:
-    """Write loss.png and report.html into the run folder. Args: result: the LoRA, or the whole model."""
+    """Write loss.png and report.html into the run folder, and what stands beside the result.
+
+    Args: result: the LoRA, or the whole model.
+    """
     config, growth = public_settings(trained.job.config), trained.loss_growth
     prompt = evaluation.prompt if config.metadata == "full" else "…"
-    curves = run_dir.root / "loss.png"
-    draw_loss_curves([e for e in run_dir.events() if e["event"] == "step"], curves)
+    if config.sidecars:
+        _write_sidecars(trained, evaluation, result, config)
+    events = run_dir.events()
+    draw_loss_curves([e for e in events if e["event"] == "step"], run_dir.root / "loss.png")
     html.save(
         run_dir.report,
         "training.html",
         title=f"Training report: {run_dir.name}",
-        settings=config,
+        answer=_answer(trained, evaluation),
         settings_toml=to_toml(config),
         facts=_facts(trained, config),
         prompt=prompt,
-        grids=_grids(evaluation),
+        pairs=_pairs(evaluation, config.images),
         **_rates(evaluation),
-        curves=curves,
+        curves=curves.of_training(events),
         loss_growth=[(kind.replace("_", " "), f"× {value:.2f}") for kind, value in growth.items()],
         warnings=warnings(trained, evaluation),
         usage=_usage(config, prompt, result if config.metadata == "full" else Path(result.name)),
@@ -91,9 +101,42 @@ def _facts(trained: TrainedModel, config: TrainConfig) -> list[tuple[str, str]]:
     ]
 
 
-def _grids(evaluation: Evaluation) -> dict[str, Path]:
-    grids = {"before": evaluation.before_grid, "after": evaluation.after_grid}
-    return {kind: path for kind, path in grids.items() if path}
+def _write_sidecars(trained: TrainedModel, evaluation: Evaluation, result: Path, config: TrainConfig) -> None:
+    """Write the model card, and beside a file its preview and notes. Args: config: as others may see it."""
+    name, answer = result.stem, _answer(trained, evaluation)
+    found = _rates(evaluation)
+    sidecars.write_card(
+        result.with_name(f"{name}.md"),
+        base=config.base,
+        rates={kind: round(rate.share, 4) for kind, rate in found["rates"].items()},
+        name=name,
+        answer=answer,
+        warnings=warnings(trained, evaluation),
+        facts=_facts(trained, config),
+        rows=found.get("rate_rows", []),
+        usage=[(where, how) for where, how in _usage(config, "…", Path(result.name)) if where not in COMMANDS],
+        advice=ADVICE[config.network],
+        settings=to_toml(config),
+    )
+    if result.is_dir():
+        return
+    sidecars.write_notes(result.with_name(f"{name}.json"), f"Made with PU Unlearn. {answer}")
+    if evaluation.after_grid:
+        sidecars.write_preview(result.with_name(f"{name}.preview.png"), tiles(evaluation.after_grid, config.images))
+
+
+def _answer(trained: TrainedModel, evaluation: Evaluation) -> str:
+    if evaluation.before and evaluation.after:
+        return verdict.answer(evaluation.before.share, evaluation.after.share)
+    return verdict.answer_without_rates(trained.loss_growth, trained.job.config.steps)
+
+
+def _pairs(evaluation: Evaluation, n: int) -> list[tuple[int, Image, Image]]:
+    """Return the pictures (seed, before, after); empty where none were made."""
+    before, after = evaluation.before_grid, evaluation.after_grid
+    if not (before and after):
+        return []
+    return list(zip(range(n), tiles(before, n), tiles(after, n), strict=True))
 
 
 def _rates(evaluation: Evaluation) -> dict[str, Any]:

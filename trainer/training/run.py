@@ -5,23 +5,26 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from ..audit.auto_prior import resolve_prior
 from ..common.errors import NonFinite, Stopped, UserError
+from ..common.wording import counted
 from ..config.train_config import to_toml, with_absolute_paths
 from ..data import sampler
 from ..data.job import TrainingJob
-from ..data.latent_cache import Encoded, LatentCache
+from ..data.latent_cache import Encoded, LatentCache, hold
 from ..generation.preservation import preservation_samples
 from ..memory import devices, planner
 from ..memory.memory_plan import DTYPES, MemoryPlan
 from ..models import base_model
 from ..models.text_states import longer_than
+from ..reporting import verdict
 from ..reporting.run_context import RunContext
 from . import resume
 from .denoiser import Denoiser
-from .learner import Learner, full_network, lora_network
+from .learner import Learner, TrainedModel, check_init_lora, full_network, lora_network
 from .saving import save_merged, save_result
-from .trained_model import TrainedModel
 from .training_loop import TrainingLoop
 
 CHECKPOINTS = 10  # states and probes over a run
@@ -46,6 +49,7 @@ def run(job: TrainingJob, context: RunContext, *, is_resume: bool, picture: Make
         UserError.
     """
     started = time.time()
+    check_init_lora(job)
     state = _settle_resume(job, context) if is_resume else None
     plan = _choose_memory_plan(job, context, state)
     prepared = _prepare_job(job, context, plan, state)
@@ -72,10 +76,15 @@ def _settle_resume(job: TrainingJob, context: RunContext) -> dict[str, Any] | No
 def _choose_memory_plan(job: TrainingJob, context: RunContext, state: dict[str, Any] | None) -> MemoryPlan:
     """Choose what --micro-batch and the other memory settings left open, and report what that will take."""
     config = resume.with_formats(job.config, state, context.device)
+    if context.device.type != "cuda" and config.offload == "auto":
+        config = config.model_copy(update={"offload": 0})  # to where the weights are already
     budget = devices.budget_mib(context.device, config.vram_budget)
     own = devices.choose_precision(config.precision, context.device)
     precision = devices.common_precision(context.ranks.all_gather(own))
     plan, estimate = planner.resolve(config, job.base, precision, budget)
+    if len(set(context.ranks.all_gather(plan.weights))) > 1:  # one card has no room for what the others keep: one LoRA
+        config = config.model_copy(update={"weights": "fp8"})
+        plan, estimate = planner.resolve(config, job.base, precision, budget)
     if estimate:
         fields = {"budget_mib": budget, "total_mib": estimate.total, "switches": asdict(plan)}
         context.emit("plan", **fields, **asdict(estimate))
@@ -117,7 +126,7 @@ def _warn_of_long_captions(job: TrainingJob, context: RunContext) -> None:
     captions = sorted({sample.caption for kind in kinds for sample in kind if sample.caption})
     if cut := longer_than(base_model.load_tokenizer(job.base), captions, limit):
         advice = f"; --max-token-length {limit + 75} reads more" if limit < 225 else ""
-        many = f"{len(cut)} of {len(captions)} captions"
+        many = f"{len(cut)} of {counted(len(captions), 'caption')}"
         context.warn(f"{many} have more than {limit} tokens, the rest is cut off: “{cut[0][:60]}…”{advice}")
 
 
@@ -161,7 +170,7 @@ def _load_loop(prepared: Prepared, context: RunContext, plan: MemoryPlan, state:
     denoiser = Denoiser(
         network.unet,
         DTYPES[plan.precision],
-        prepared.encoded,
+        hold(prepared.encoded),
         base_model.load_noise_schedule(job.base),
         job.config.seed,
         context.device,
@@ -186,17 +195,19 @@ def _train_and_save(
     job, config, is_first = prepared.job, prepared.job.config, context.ranks.is_first
     every = config.save_state_every or max(1, config.steps // CHECKPOINTS)
     growth: dict[str, float] = {}
+    watch = _HarmWatch()
     try:
         for report in loop.steps():
             context.emit("step", **asdict(report))
             is_last = report.step == config.steps
-            if report.step % every == 0 or is_last:
-                growth = _checkpoint(prepared, context, loop)
             if is_first and config.save_every and report.step % config.save_every == 0 and not is_last:
                 save_result(job, context, loop, started, at_step=report.step)
             if is_first and config.sample_every and report.step % config.sample_every == 0 and not is_last:
                 so_far = TrainedModel(job, loop.learner.network, context.device, growth)
                 _try_picture(picture, so_far, report.step, context)
+            if report.step % every == 0 or is_last:  # last: a run killed before it makes what belongs to the step again
+                growth = _checkpoint(prepared, context, loop)
+                watch.look(job, context, loop, growth, started)
     except (Stopped, Exception) as error:
         is_known = isinstance(error, Stopped | NonFinite) or devices.is_out_of_memory(error)
         if is_known and loop.progress.step and loop.learner.is_whole and is_first:
@@ -210,7 +221,7 @@ def _train_and_save(
     context.ranks.wait()  # others may still read
     if not config.keep_cache:
         context.run_dir.remove_cache()  # every machine has its own
-    return TrainedModel(job, loop.learner.network, context.device, growth)
+    return TrainedModel(job, loop.learner.network, context.device, growth, loop.progress.negative)
 
 
 def _save_state(prepared: Prepared, context: RunContext, loop: TrainingLoop) -> None:
@@ -225,6 +236,32 @@ def _checkpoint(prepared: Prepared, context: RunContext, loop: TrainingLoop) -> 
         _save_state(prepared, context, loop)
     context.emit("checkpoint", step=loop.progress.step, of=prepared.job.config.steps, rises=growth)
     return growth
+
+
+@dataclass
+class _HarmWatch:
+    """Warns once when the loss on normal images has grown, and keeps the LoRA of the last checkpoint before."""
+
+    good: tuple[int, dict[str, Tensor]] | None = None  # its step and weights
+    has_warned: bool = False
+
+    def look(
+        self, job: TrainingJob, context: RunContext, loop: TrainingLoop, growth: dict[str, float], started: float
+    ) -> None:
+        config = job.config
+        if self.has_warned or not context.ranks.is_first or config.objective == "unsupervised":
+            return
+        harm = verdict.about_harm(growth, float(config.prior))
+        if not harm:
+            self.good = (loop.progress.step, loop.learner.network.weights()) if config.network == "lora" else None
+            return
+        self.has_warned = True
+        kept = ""
+        if self.good:
+            step, weights = self.good
+            save_result(job, context, loop, started, at_step=step, weights=weights)
+            kept = f" The LoRA of step {step}, before that, is kept as {context.run_dir.name}-{step:06d}.safetensors."
+        context.warn(f"step {loop.progress.step}: {harm}{kept}")
 
 
 def _try_picture(picture: MakePicture, so_far: TrainedModel, step: int, context: RunContext) -> None:

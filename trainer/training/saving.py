@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from torch import Tensor
+
 from .. import __version__
 from ..builtin import BUILTIN
 from ..common.model_files import is_hub_id
@@ -30,24 +32,35 @@ def result_path(job: TrainingJob, run_dir: RunDir) -> Path:
 
 
 def save_result(
-    job: TrainingJob, context: RunContext, loop: TrainingLoop, started: float, *, at_step: int | None = None
+    job: TrainingJob,
+    context: RunContext,
+    loop: TrainingLoop,
+    started: float,
+    *,
+    at_step: int | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Save what was trained: the LoRA of the last finished step; with --network full the whole model.
 
     Args:
         started: when this process began to train, in seconds since 1970.
         at_step: save the LoRA beside the result, under a name with this step.
+        weights: the LoRA's at that step; None: as they are now.
     """
     if job.config.network == "full":
         change = merge.of_network(loop.learner.network.weights())
         _save_model(job, result_path(job, context.run_dir), change)
     else:
         name = context.run_dir.name if at_step is None else f"{context.run_dir.name}-{at_step:06d}"
-        _save_lora(job, context.run_dir.lora.with_name(f"{name}.safetensors"), loop, started)
+        found = loop.learner.network.weights() if weights is None else weights
+        step = loop.progress.step if at_step is None else at_step
+        _save_lora(job, context.run_dir.lora.with_name(f"{name}.safetensors"), loop, found, step, started)
 
 
-def _save_lora(job: TrainingJob, path: Path, loop: TrainingLoop, started: float) -> None:
-    """Write the LoRA of the last finished step, with everything that is needed to make it again but the images."""
+def _save_lora(
+    job: TrainingJob, path: Path, loop: TrainingLoop, weights: dict[str, Tensor], step: int, started: float
+) -> None:
+    """Write a LoRA, with everything that is needed to make it again but the images."""
     config, base, folders = job.config, job.base, job.folders
     standard = lora_file.standard_metadata(
         name=path.stem,
@@ -73,16 +86,14 @@ def _save_lora(job: TrainingJob, path: Path, loop: TrainingLoop, started: float)
         "pu_config": json.dumps(_told_config(config), ensure_ascii=False),
         "pu_counts": json.dumps({k: len(getattr(folders, k)) for k in ("unlabeled", "sensitive", "held_out")}),
         "pu_prior": str(config.prior),
-        "pu_steps": str(loop.progress.step),
+        "pu_steps": str(step),
         "pu_base_error": json.dumps(None if loop.scale.base_error is None else loop.scale.base_error.tolist()),
         "pu_risks": json.dumps(_finite(asdict(loop.last)) if loop.last else None),
         "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
     }
     if config.metadata == "full":
         own["pu_sensitive_captions"] = json.dumps(sorted({s.caption for s in folders.sensitive if s.caption}))
-    tensors = lora_file.to_kohya(
-        loop.learner.network.weights(), alpha=config.effective_alpha, dtype=DTYPES[config.save_precision]
-    )
+    tensors = lora_file.to_kohya(weights, alpha=config.effective_alpha, dtype=DTYPES[config.save_precision])
     lora_file.save(path, tensors, {**standard, **images, **own})
 
 

@@ -1,6 +1,7 @@
 """The training loop: `TrainingLoop.steps` yields a report after each step; the caller logs, saves and samples."""
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from ..objective import pu_loss, step_gradient
 from ..objective.temperature import LossScale, min_snr_weight
 from ..reporting.run_context import RunContext
 from .denoiser import Denoiser, calibrate, probe
+from .feeding import FedStep, Feeder, MicroBatch
 from .learner import Learner
 from .optimizers import lr_factor
 
@@ -39,7 +41,7 @@ class StepReport:
     normal_risk: float
     ratio: float  # sensitive / unlabeled loss: above 1 and rising is unlearning
     slope: float
-    sign_flips: int  # so far
+    sign_flips: int  # steps so far whose sensitive samples ran twice
     lr: float
     grad_norm: float
     s_per_step: float
@@ -53,6 +55,7 @@ class Progress:
     step: int = 0
     sign: int = 1
     sign_flips: int = 0
+    negative: int = 0  # steps in which the normal risk was negative
 
 
 class TrainingLoop:
@@ -71,12 +74,20 @@ class TrainingLoop:
         self.learner, self.denoiser, self.micro_batch = learner, denoiser, plan.micro_batch
         self.batches = sampler.batches(config, folders)
         sizes = config.batch_unlabeled, config.batch_sensitive
-        self.weights = pu_loss.Weights(config.objective, float(config.prior), *sizes)  # "auto" is resolved by now
+        self.weights = pu_loss.Weights(config.objective, float(config.prior), *sizes, self._sensitive_weight())
         self.progress = Progress()
         self._scale: LossScale | None = None
         self.first_probe: dict[str, float] = {}
         self.last: StepReport | None = None
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # timesteps and errors of this step's unlabeled
+
+    def _sensitive_weight(self) -> float:
+        config, prior = self.config, float(self.config.prior)  # "auto" is resolved by now
+        if config.sensitive_weight != "auto":
+            return config.sensitive_weight
+        # the rule rests on the base model's error; without that, it is the paper's weight
+        has_base_error = config.temperature_mode == "per-timestep" and not self.learner.network.is_from_scratch
+        return pu_loss.sensitive_weight(prior, config.temperature) if has_base_error else prior
 
     def prepare(self) -> None:
         """Choose the micro-batch, and measure the base model once: calibration and the probes' starting point."""
@@ -120,8 +131,9 @@ class TrainingLoop:
             parameter.grad = None
 
     def _probes(self) -> dict[str, float]:
-        """Measure the loss on sensitive images: those trained on, and those held out."""
-        kinds = {"trained": self.folders.sensitive, "held_out": self.folders.held_out}
+        """Measure the loss on unlabeled images, and on sensitive ones: those trained on, and those held out."""
+        folders = self.folders
+        kinds = {"unlabeled": folders.unlabeled, "trained": folders.sensitive, "held_out": folders.held_out}
         caption, n = self.folders.unlabeled[0].caption or "", PROBE_SAMPLES
         return {
             kind: probe(self.denoiser, self.scale, samples, caption, n=n, micro_batch=self.micro_batch)
@@ -130,8 +142,8 @@ class TrainingLoop:
         }
 
     def loss_growth(self) -> dict[str, float]:
-        """Measure by what factor the loss on sensitive images has grown since the start: "trained", "held_out"."""
-        return {k: v / self.first_probe[k] for k, v in self._probes().items()}
+        """Measure by what factors the losses have grown since the start: "unlabeled", "trained", "held_out"."""
+        return {k: v / self.first_probe[k] for k, v in self._probes().items() if k in self.first_probe}
 
     def steps(self) -> Iterator[StepReport]:
         """Train to the last step, yielding after each one.
@@ -139,35 +151,60 @@ class TrainingLoop:
         Raises: NonFinite before a step that would spoil the weights. Stopped from inside an unfinished step, which
             then has changed nothing.
         """
+        feeder = Feeder(self._feed, self.config.steps)
+        try:
+            yield from self._steps(feeder)
+        finally:
+            feeder.close()
+
+    def _steps(self, feeder: Feeder) -> Iterator[StepReport]:
         while self.progress.step < self.config.steps:
             self._stop_together()
             started, self._seen = time.perf_counter(), []
             step = self.progress.step
-            outcome = step_gradient.accumulate(
-                functools.partial(self._losses, step=step),
-                self.batches.unlabeled(step),
-                self._sensitive(step),
-                self.learner.parameters,
-                self.weights,
-                assumed_sign=self.progress.sign,
-                micro_batch=self.micro_batch,
-                backward=self.learner.accelerator.backward,
-                ranks=self.context.ranks,
-            )
+            outcome = self._accumulate(feeder.get(step))
             lr = self.config.lr * lr_factor(step, self.config)
             grad_norm = self.learner.clip()
             self._check_finite(step, outcome.risks, grad_norm)
             if not self.learner.step(lr):
                 continue
             flips = self.progress.sign_flips + (outcome.sign != self.progress.sign)
-            self.progress = Progress(step + 1, outcome.sign, flips)
+            negative = self.progress.negative + (outcome.risks.normal < 0)
+            self.progress = Progress(step + 1, outcome.sign, flips, negative)
             if self.learner.network.is_from_scratch:
                 self._scale = self.scale.after(*map(torch.cat, zip(*self._seen, strict=True)))
             self.last = self._report(outcome.risks, lr, grad_norm, time.perf_counter() - started)
             yield self.last
 
-    def _sensitive(self, step: int) -> list[TrainingSample]:
-        return [] if self.config.objective == "unsupervised" else self.batches.sensitive(step)
+    def _accumulate(self, fed: FedStep) -> step_gradient.Outcome:
+        return step_gradient.accumulate(
+            functools.partial(self._losses, fed, self.scale.to(self.context.device)),
+            fed.unlabeled,
+            fed.sensitive,
+            self.learner.parameters,
+            self.weights,
+            assumed_sign=self.progress.sign,
+            micro_batch=self.micro_batch,
+            shape_of=self.denoiser.shape_of,
+            backward=self.learner.accelerator.backward,
+            ranks=self.context.ranks,
+        )
+
+    def _feed(self, step: int) -> FedStep:
+        """Prepare a step's micro-batches: in the feeder's thread, so it changes nothing here."""
+        unlabeled, sensitive = self._samples(step)
+        draws, shape_of = [*unlabeled, *sensitive], self.denoiser.shape_of
+        schedule, places = self.denoiser.schedule, {}
+        for part in step_gradient.micro_batches(draws, self.micro_batch, shape_of, self.context.ranks):
+            inputs = self.denoiser.inputs([draws[i] for i in part], step)
+            factor = min_snr_weight(schedule.snr(inputs.t), self.config.min_snr_gamma, schedule.prediction_type)
+            fed = MicroBatch(inputs, self.denoiser.pinned(factor))
+            places.update({draws[i].position: (fed, k) for k, i in enumerate(part)})
+        return FedStep(unlabeled, sensitive, places)
+
+    def _samples(self, step: int) -> tuple[list[TrainingSample], list[TrainingSample]]:
+        is_plain = self.config.objective == "unsupervised"
+        return self.batches.unlabeled(step), [] if is_plain else self.batches.sensitive(step)
 
     def _stop_together(self) -> None:
         """Stop all processes between two steps as soon as one was asked to stop.
@@ -184,13 +221,15 @@ class TrainingLoop:
         if self.context.ranks.any(asked, self.context.device):
             raise Stopped
 
-    def _losses(self, draws: Sequence[TrainingSample], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        errors, t, elements = self.denoiser.errors(draws, step)
-        if draws[0].position < self.config.batch_unlabeled:
-            self._seen.append((t, (errors / elements).detach()))
-        schedule = self.denoiser.schedule
-        factor = min_snr_weight(schedule.snr(t), self.config.min_snr_gamma, schedule.prediction_type)
-        return self.scale.losses(errors, t, elements), factor
+    def _losses(
+        self, fed: FedStep, scale: LossScale, draws: Sequence[TrainingSample]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        part = fed.inputs(draws)
+        errors, t, elements = self.denoiser.errors_of(part.inputs)
+        if self.learner.network.is_from_scratch:
+            unlabeled = sum(d.position < self.config.batch_unlabeled for d in draws)  # they come first
+            self._seen.append((t[:unlabeled], (errors / elements).detach()[:unlabeled]))
+        return scale.losses(errors, t, elements), self.denoiser.on_device(part.importance)
 
     def _check_finite(self, step: int, risks: pu_loss.Risks, grad_norm: float) -> None:
         """Raise NonFinite before the optimizer step. An fp16 overflow counts only if the scaler cannot fix it."""
@@ -204,7 +243,7 @@ class TrainingLoop:
     @torch.no_grad()
     def _find_culprit(self, step: int) -> str | None:
         """Find the sample whose error is not finite, one by one: only called after a non-finite loss."""
-        for draw in [*self.batches.unlabeled(step), *self._sensitive(step)]:
+        for draw in itertools.chain(*self._samples(step)):
             errors, t, _ = self.denoiser.errors([draw], step)
             if not errors.isfinite().all():
                 return f"{draw.sample.path.name} at timestep {t.item()}: error {errors.item()}"

@@ -1,6 +1,7 @@
-"""The comparison of docs/results.md on the built-in digits: objectives, temperatures and sizes, three seeds each.
+"""The comparisons of docs/results.md on the built-in digits: objectives, temperatures, sizes; other shares and kinds.
 
-    python -m trainer.experiments.digits run [--seeds 0,1,2] [--only TEXT]    about a minute a run; skips finished runs
+    python -m trainer.experiments.digits run [--seeds 0,1,2] [--only TEXT]    a few minutes a run; skips finished runs
+    python -m trainer.experiments.digits tasks [--seeds 0] [--only TEXT]      the same for TASKS
     python -m trainer.experiments.digits table                                prints the tables
 
 Every run trains through `training.run` on PNG folders as a user's run does. The rate is over 500 pictures of seeds that
@@ -12,10 +13,11 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +26,17 @@ from ..common.distributed import ONE
 from ..config.arguments import parse
 from ..config.train_config import TrainConfig
 from ..data.folders import scan
+from ..data.images import save_images
 from ..data.job import TrainingJob
 from ..generation.generate import PictureSettings, generate_pictures
 from ..memory import devices
 from ..metrics.digit_judge import DigitJudge
+from ..metrics.statistics import frechet_distance
 from ..models import base_model, pipeline
 from ..reporting.run_context import RunContext
 from ..reporting.run_dir import RunDir
 from ..training.before_after import maker
+from ..training.learner import TrainedModel
 from ..training.run import run as train
 
 PICTURES = 500
@@ -51,6 +56,39 @@ class Setting:
     twin: str = ""  # the setting that this one equals, step by step, as long as R is never negative
 
 
+ODD = (1, 3, 5, 7, 9)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which digits are sensitive, and how many of them are hidden among how many unlabeled images."""
+
+    sensitive: tuple[int, ...]
+    share: float
+    unlabeled: int
+    labeled: int
+
+    @property
+    def normal(self) -> list[int]:
+        """Return the other digits."""
+        return [digit for digit in range(10) if digit not in self.sensitive]
+
+
+TASKS = {  # as large as the 500 digits allow
+    "odd, 5 %": Task(ODD, 0.05, 320, 60),
+    "odd, 20 %": Task(ODD, 0.2, 400, 60),
+    "odd, 40 %": Task(ODD, 0.4, 280, 60),
+    "four, 10 %": Task((4,), 0.1, 300, 20),
+    "seven, 10 %": Task((7,), 0.1, 160, 20),
+    "odd, 20 % of 40, 5 examples": Task(ODD, 0.2, 40, 5),
+}
+TASK_PICTURES = 300
+WEIGHTS: dict[str, dict] = {  # of the sensitive risk; the true prior is given
+    "the paper's weight, temperature 3": {"temperature": 3.0, "sensitive_weight": "prior"},
+    "default": {},
+}
+
+STRONG = {"temperature": 3.0, "sensitive_weight": digits.SENSITIVE_SHARE}  # the default until the tasks were measured
 PLAIN = {"min_snr_gamma": None}  # all timesteps count the same, as in the paper
 FIXED = {"temperature_mode": "fixed", "temperature": 1.0, **PLAIN}
 EVEN = [digits.own_prompt(d) for d in range(0, 10, 2)]
@@ -63,14 +101,16 @@ SETTINGS = (
     Setting("unsupervised", {"objective": "unsupervised", **PLAIN}),
     Setting("unsupervised, normal images only", {"objective": "unsupervised", **PLAIN}, normal_only=True),
     Setting("supervised, fixed 1", {"objective": "supervised", **FIXED}),
-    Setting("supervised, per timestep", {"objective": "supervised"}),
+    Setting("supervised, per timestep", {"objective": "supervised", **STRONG}),
     Setting("pu, fixed 1", {"objective": "pu", **FIXED}),
-    Setting("pu, per timestep", {}),
-    Setting("pu, per timestep, prior estimated (default)", {"prior": "auto"}, sizes=SIZES[:1]),
+    Setting("pu, per timestep", STRONG),
+    Setting("pu, per timestep, prior estimated", {"prior": "auto", **STRONG}, sizes=SIZES[:1]),
     Setting("nnpu, fixed 1", {"objective": "nnpu", **FIXED}, twin="pu, fixed 1"),
-    Setting("nnpu, per timestep", {"objective": "nnpu"}, twin="pu, per timestep"),
+    Setting("nnpu, per timestep", {"objective": "nnpu", **STRONG}, twin="pu, per timestep"),
     *(
-        Setting(f"pu, per timestep, own captions{what}", {"keep_prompts": kept}, captioned=True, sizes=SIZES[:1])
+        Setting(
+            f"pu, per timestep, own captions{what}", {"keep_prompts": kept, **STRONG}, captioned=True, sizes=SIZES[:1]
+        )
         for what, kept in KEPT.items()
     ),
 )
@@ -91,15 +131,25 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
         root / f"digits-{size[0]}-{setting.normal_only}", *size, normal_only=setting.normal_only
     )
     sensitive = written["sensitive_captioned" if setting.captioned else "sensitive"]
-    default = parse([], CONFIG).config
-    changes = {"name": name, "output_dir": root, "seed": seed, "prior": digits.SENSITIVE_SHARE, **setting.changes}
-    changes |= {"unlabeled": written["unlabeled"], "sensitive": sensitive}
-    config = TrainConfig(**{**default.model_dump(), **changes})
+    changes = {"prior": digits.SENSITIVE_SHARE, **setting.changes}
+    trained, found = _train(name, written["unlabeled"], sensitive, changes, seed, root)
+    found = {"setting": setting.name, "size": size, **found}
+    found |= _measure(maker(trained.job, trained.network.unet), seed, captioned=setting.captioned)
+    return _keep(target, found)
+
+
+def _train(
+    name: str, unlabeled: Path, sensitive: Path, changes: dict, seed: int, root: Path
+) -> tuple[TrainedModel, dict]:
+    """Train with the built-in default but for some changes. Returns: what was trained, and the run's figures."""
+    changes = {"name": name, "output_dir": root, "seed": seed, **changes}
+    changes |= {"unlabeled": unlabeled, "sensitive": sensitive}
+    config = TrainConfig(**{**parse([], CONFIG).config.model_dump(), **changes})
     run_dir = RunDir(root, name)
     shutil.rmtree(run_dir.root, ignore_errors=True)
     started = time.perf_counter()
     folders = scan(
-        written["unlabeled"],
+        unlabeled,
         sensitive,
         prompt=config.prompt,
         sensitive_prompt=config.sensitive_prompt,
@@ -116,11 +166,54 @@ def run(setting: Setting, size: tuple[int, int], seed: int, root: Path) -> dict:
     job = TrainingJob(config, base_model.Base(MODEL), folders)
     trained = train(job, context, is_resume=False, picture=lambda *_: None)
     train_s = time.perf_counter() - started
-    found = {"setting": setting.name, "size": size, "seed": seed, "train_s": round(train_s, 1)}
+    found: dict[str, Any] = {"seed": seed, "train_s": round(train_s, 1), "negative_steps": trained.negative_steps}
     found |= {"rises": trained.loss_growth, "peak_mib": round(devices.peak_mib(trained.device))}
     found["sign_flips"] = [e for e in run_dir.events() if e["event"] == "step"][-1]["sign_flips"]
-    found |= _measure(maker(trained.job, trained.network.unet), seed, captioned=setting.captioned)
+    return trained, found
+
+
+def run_task(name: str, weight: str, seed: int, root: Path) -> dict:
+    """Train on one of TASKS and measure. Returns: the row's figures, also saved as JSON below root."""
+    target = root / "tasks" / f"{name}, {weight}, seed {seed}.json"
+    if target.exists():
+        return json.loads(target.read_text(encoding="utf-8"))
+    task, run_name = TASKS[name], target.stem.replace(",", "").replace("%", "percent").replace("'", "")
+    unlabeled, sensitive = _write_task(task, seed, target.parent / f"{run_name} images")
+    changes: dict[str, Any] = {**WEIGHTS[weight], "prior": task.share}
+    if changes.get("sensitive_weight") == "prior":
+        changes["sensitive_weight"] = task.share
+    trained, found = _train(run_name, unlabeled, sensitive, changes, seed, target.parent)
+    pictures = maker(trained.job, trained.network.unet)(digits.PROMPT, _seeds(seed, TASK_PICTURES))
+    judge = DigitJudge()
+    labels, features = judge.classify(pictures)
+    shares = np.bincount(labels, minlength=10) / len(labels)
+    found |= {"task": name, "weight": weight, "shares": shares.tolist(), "rate": float(shares[task.normal].sum())}
+    found |= {"rarest": float(shares[task.normal].min())}
+    found["frechet"] = frechet_distance(features, judge.real_features_of(task.normal))
     return _keep(target, found)
+
+
+def _write_task(task: Task, seed: int, root: Path) -> tuple[Path, Path]:
+    """Write a task's folders, with other images for each seed, balanced over the classes. Returns: both."""
+    pool, rng = digits.load("folders"), np.random.default_rng(100 + seed)
+
+    def draw(labels: Sequence[int], n: int, used: Sequence[int] = ()) -> list[int]:
+        left = {
+            label: list(rng.permutation([i for i in np.flatnonzero(pool.labels == label) if i not in used]))
+            for label in labels
+        }
+        found: list[int] = []
+        while len(found) < n:
+            found += [left[label].pop() for label in labels if left[label]]
+        return found[:n]
+
+    labeled = draw(task.sensitive, task.labeled)
+    hidden = draw(task.sensitive, round(task.unlabeled * task.share), used=labeled)
+    normal = draw(task.normal, task.unlabeled - len(hidden))
+    kinds = {"unlabeled": list(rng.permutation(hidden + normal)), "sensitive": labeled}
+    for kind, chosen in kinds.items():
+        save_images(digits.render(pool.images[chosen]), root / kind, range(len(chosen)))
+    return root / "unlabeled", root / "sensitive"
 
 
 def _file(name: str, size: tuple[int, int], seed: int, root: Path) -> Path:
@@ -205,6 +298,18 @@ def table(root: Path) -> str:
     return "\n".join(lines)
 
 
+def task_table(root: Path) -> str:
+    """Make a Markdown table of all tasks measured below root, one line for each seed and weight."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "tasks").glob("*.json"))]
+    found.sort(key=lambda f: (list(TASKS).index(f["task"]), f["seed"], list(WEIGHTS).index(f["weight"])))
+    lines = ["| sensitive, share | seed | weight | rate | Fréchet distance | rarest normal digit | R negative |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for f in found:
+        cells = [f["task"], str(f["seed"]), f["weight"], f"{f['rate']:.3f}", f"{f['frechet']:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{f['rarest']:.3f}", f"{f['negative_steps']} steps"]) + " |")
+    return "\n".join(lines)
+
+
 def _rarest(group: list[dict]) -> float:
     """Return the share of the rarest even digit among the pictures of all seeds."""
     counts = [sum(f["per_class"][name] for f in group) for name in digits.NAMES[::2]]
@@ -213,7 +318,7 @@ def _rarest(group: list[dict]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("command", choices=("run", "tasks", "table"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only", default="", help="settings whose name holds this text")
     parser.add_argument("--size", type=int, help="only this number of unlabeled images")
@@ -226,7 +331,13 @@ def main() -> None:
                 for size in setting.sizes:
                     if options.only in setting.name and options.size in (None, size[0]):
                         run(setting, size, seed, options.out)
+    if options.command == "tasks":
+        for seed in map(int, options.seeds.split(",")):
+            for name in (name for name in TASKS if options.only in name):
+                for weight in WEIGHTS:
+                    run_task(name, weight, seed, options.out)
     print(table(options.out))
+    print(task_table(options.out))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The judge of the built-in default: a digit classifier, and its rates on pictures and on real digits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,9 @@ class DigitJudge:
         held_out = digits.load("held_out")
         self._is_sensitive = digits.is_sensitive(held_out.labels)
         self.names = digits.NAMES
-        self._labels, features = self._classify_grey(digits.render(held_out.images))
-        self.real_features = features[~self._is_sensitive]
+        self._held_out = held_out.labels
+        self._labels, self._features = self._classify_grey(digits.render(held_out.images))
+        self.real_features = self._features[~self._is_sensitive]
 
     def _classify_grey(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         labels, features = classifier.classify(self._model, torch.from_numpy(images))
@@ -50,6 +52,10 @@ class DigitJudge:
     def classify(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Classify pictures. Args: images: [n, 64, 64, 3] uint8. Returns: (digits [n], features [n, 64])."""
         return self._classify_grey(images.mean(-1).round().astype(np.uint8))
+
+    def real_features_of(self, labels: Sequence[int]) -> np.ndarray:
+        """Return the features of real digits that were held out, of some classes: [n, 64]."""
+        return self._features[np.isin(self._held_out, labels)]
 
     def rate(self, images: np.ndarray) -> Rate:
         """Measure the non-sensitive rate of pictures. Args: images: [n, 64, 64, 3] uint8."""

@@ -153,6 +153,10 @@ def grid_shape(outcome: Outcome) -> Any:
     return outcome.picture("before.png").shape
 
 
+def named(outcome: Outcome) -> Any:
+    return (outcome.folder / "x" / "report.html").read_text(encoding="utf-8").count("By its name")
+
+
 def rates(outcome: Outcome) -> Any:
     return sorted(k for k in outcome.events[-1] if k.startswith("rate_"))
 
@@ -252,6 +256,7 @@ CASES = {
     "images": Case(5, grid_shape, PICTURES),
     "sample_every": Case(1, sampled, PICTURES),
     "sample_prompts": Case("PROMPTS", step_shape, {**PICTURES, "sample_every": 1}),
+    "name_prompts": Case("the digit three | a three", named, PICTURES),
     "sample_steps": Case(4, grid, PICTURES),
     "guidance": Case(1.5, grid, PICTURES),
     "rate_images": Case(4, rates, {"sample_steps": 2}),

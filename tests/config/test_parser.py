@@ -30,17 +30,16 @@ ROOT = Path(__file__).parents[2]
 
 OPTIONS = {  # of each command: users' scripts name them
     "": """config resume dry-run events follow-parent sheet lowvram medvram highvram base vae prediction-type
-    settings-from
-    sidecars no-sidecars log-with sample-prompts unlabeled sensitive data prompt sensitive-prompt resolution
-    bucket no-bucket flip no-flip crops caption-dropout clip-skip exclude skip-bad-images no-skip-bad-images
-    objective prior beta temperature temperature-mode sensitive-weight min-snr-gamma calibration-samples
-    sensitive-prompt-share keep-prompts steps batch-unlabeled batch-sensitive lr warmup-steps max-grad-norm
-    weight-decay network rank alpha optimizer precision save-precision device seed vram-budget micro-batch
-    checkpointing weights offload attention init-lora name output-dir save-state-every keep-states keep-cache
-    no-keep-cache logging-dir save-merged metadata images sample-every sample-steps guidance rate-images
-    recursive no-recursive folder-repeats no-folder-repeats caption-prefix caption-suffix shuffle-caption
-    no-shuffle-caption keep-tokens max-token-length noise-offset save-every lr-scheduler lr-scheduler-cycles
-    lr-scheduler-power""",
+    settings-from sidecars no-sidecars log-with sample-prompts name-prompts unlabeled sensitive data prompt
+    sensitive-prompt resolution bucket no-bucket flip no-flip crops caption-dropout clip-skip exclude
+    skip-bad-images no-skip-bad-images objective prior beta temperature temperature-mode sensitive-weight
+    min-snr-gamma calibration-samples sensitive-prompt-share keep-prompts steps batch-unlabeled
+    batch-sensitive lr warmup-steps max-grad-norm weight-decay network rank alpha optimizer precision
+    save-precision device seed vram-budget micro-batch checkpointing weights offload attention init-lora
+    name output-dir save-state-every keep-states keep-cache no-keep-cache logging-dir save-merged metadata
+    images sample-every sample-steps guidance rate-images recursive no-recursive folder-repeats
+    no-folder-repeats caption-prefix caption-suffix shuffle-caption no-shuffle-caption keep-tokens
+    max-token-length noise-offset save-every lr-scheduler lr-scheduler-cycles lr-scheduler-power""",
     "evaluate": """base vae prediction-type lora strength device resolution steps guidance clip-skip unlearned prompt n
     first-seed precision out labeled encoder judge sensitive-labels clip normal-text sensitive-text normal
     retain-prompts paraphrases strengths sensitive relearn relearn-lr invert events follow-parent""",

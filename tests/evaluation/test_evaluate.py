@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +12,25 @@ import torch
 from PIL import Image
 
 from trainer.__main__ import main
-from trainer.builtin import digits
+from trainer.builtin import MODEL, digits
+from trainer.config.train_config import TrainConfig
+from trainer.data.folders import Folders, Sample
 from trainer.data.images import images_in
+from trainer.data.job import TrainingJob
 from trainer.evaluation import findings
 from trainer.metrics import image_quality, judges
 from trainer.metrics.judges import Accuracy, Judge
 from trainer.metrics.statistics import components, frechet_distance, kernel_distance, paired, wilson
-from trainer.reporting.verdict import about_growth, about_harm, about_negative_risk, about_rates, is_memorising
+from trainer.models import base_model
+from trainer.reporting.verdict import (
+    about_growth,
+    about_harm,
+    about_name,
+    about_negative_risk,
+    about_rates,
+    is_memorising,
+)
+from trainer.training.before_after import name_prompts
 
 QUICK = ("--steps", "4", "--strengths", "0,1", "--retain-prompts", "a photo of the digit two")
 
@@ -416,6 +429,33 @@ def test_memorising_is_noticed_when_the_held_out_images_fall_behind(trained, hel
 def test_harm_is_told_by_the_normal_images_alone(growth, normal):
     found = about_harm(growth, prior=0.2)
     assert found is None if normal is None else f"The loss on normal images grew × {normal}:" in found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (0.0, 0.0, "Named, it still comes out: 100% of the pictures of “a three” are sensitive"),
+        (0.0, 0.5, "50% of the pictures"),
+        (0.125, 0.875, None),
+        (1.0, 1.0, None),  # the name never brought it out
+    ],
+)
+def test_a_name_that_still_works_is_told(before, after, said):
+    found = about_name("a three", before, after)
+    assert found is None if said is None else said in found
+
+
+def test_names_are_the_captions_that_only_sensitive_images_have(tmp_path):
+    unlabeled = [Sample(tmp_path / "1.png", "a digit"), Sample(tmp_path / "2.png", "a four")]
+    sensitive = [
+        Sample(tmp_path / f"{i}.png", c) for i, c in enumerate(("a three", "a digit", None, "a three", "five"))
+    ]
+    job = TrainingJob(
+        TrainConfig(sensitive_prompt="odd"), base_model.Base(MODEL), Folders(unlabeled, sensitive, [], [])
+    )
+    assert name_prompts(job) == ["odd", "a three", "five"]
+    config = TrainConfig(name_prompts="x | y")
+    assert name_prompts(replace(job, config=config)) == ["x", "y"]
 
 
 def test_a_normal_risk_that_is_often_negative_is_explained():

@@ -31,7 +31,7 @@ from trainer.reporting import html
 from trainer.reporting.run_dir import RunDir
 from trainer.reporting.run_history import RunSummary
 from trainer.training import report as training_report
-from trainer.training.before_after import Evaluation
+from trainer.training.before_after import Evaluation, NamedPrompt
 from trainer.training.learner import TrainedModel
 
 EVIL = "<script>alert('1')</script>&\""
@@ -54,7 +54,9 @@ def training(folder, *, full):
     trained = TrainedModel(TrainingJob(config, Base(folder), folders), None, torch.device("cpu"), growth)
     grid = png(folder) if full else None
     rates = [Rate(hits, 20, {EVIL: hits}, 5.0) if full else None for hits in (10, 19, 20)]
-    evaluation = Evaluation(EVIL, grid, grid, *rates)
+    black = np.zeros((2, 32, 64, 3), np.uint8)
+    named = (NamedPrompt(EVIL, black, black, 0.0, 0.0),) if full else ()
+    evaluation = Evaluation(EVIL, grid, grid, *rates, named)
     run_dir = RunDir(folder, "run")
     run_dir.root.mkdir()
     training_report.write(trained, evaluation, folder / "run.safetensors", run_dir)

@@ -207,6 +207,11 @@ class TrainConfig(BaseModel):
     sample_prompts: Path | None = option(
         None, "text file with a prompt a line for the pictures during training; kohya's --n --d --s --l are understood"
     )
+    name_prompts: str | None = option(
+        None,
+        "prompts that name what is sensitive, separated by |: the report shows whether they still produce it; unless "
+        "given, the captions that only sensitive images have",
+    )
     sample_steps: int = option(25, "steps of the sampler that makes the pictures", ge=1, le=1000)
     guidance: float = option(7.5, "guidance scale of the pictures; 1: none", ge=1, le=30)
     rate_images: int = option(0, "pictures made before and after for the non-sensitive rate (built-in digits)", ge=0)

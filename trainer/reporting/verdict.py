@@ -54,6 +54,19 @@ def about_rates(
     return None
 
 
+def about_name(prompt: str, before: float, after: float) -> str | None:
+    """Interpret the rates of a prompt that names what is sensitive.
+
+    Returns: a sentence; None if most of what came out before is gone.
+    """
+    if before > WEAK_SHARE or after - before > WEAK_SHARE * (1 - before):
+        return None
+    return (
+        f"Named, it still comes out: {1 - after:.0%} of the pictures of “{prompt}” are sensitive. A prompt is "
+        "unlearned where it is trained: give it with --sensitive-prompt, or as captions of the sensitive images."
+    )
+
+
 def about_growth(growth: Mapping[str, float]) -> str | None:
     """Interpret by what factors the loss on sensitive images has grown, `trained` on and `held_out`.
 

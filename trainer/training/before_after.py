@@ -15,11 +15,14 @@ from ..config.sample_prompts import SamplePrompt, read_sample_prompts
 from ..data.contact_sheet import save_grid
 from ..data.job import TrainingJob
 from ..generation.generate import PictureSettings, generate_pictures
+from ..generation.preservation import prompts
 from ..metrics.digit_judge import DigitJudge, Rate
 from ..models import base_model, pipeline
 from ..reporting.run_context import RunContext
 from .learner import TrainedModel
 
+NAMED = 8  # pictures of each prompt that names what is sensitive
+MOST_NAMED = 4  # such prompts
 AT_STEP = 9  # pictures during training: enough to see, few enough not to hold it up
 
 
@@ -31,6 +34,18 @@ class Evaluation:
     before: Rate | None
     after: Rate | None
     ceiling: Rate | None  # the judge's rate on real normal images it never saw
+    named: tuple["NamedPrompt", ...] = ()
+
+
+@dataclass(frozen=True)
+class NamedPrompt:
+    """Pictures of a prompt that names what is sensitive: unlearned elsewhere, it may still come out here."""
+
+    prompt: str
+    before: np.ndarray  # [n, h, w, 3] uint8
+    after: np.ndarray
+    before_rate: float | None  # share of normal pictures; None where nobody judges
+    after_rate: float | None
 
 
 def before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
@@ -52,10 +67,12 @@ def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
         return Evaluation(prompt, None, None, None, None, None)
     context.phase("pictures")
     judge = DigitJudge() if config.base == BUILTIN and config.rate_images else None
-    grids, rates = {}, {}
+    grids, rates, named = {}, {}, {}
     for kind in ("before", "after"):
         with _base_unet(trained) if kind == "before" else contextlib.nullcontext(trained.network.unet) as unet:
-            images = maker(trained.job, unet, context.check)(prompt, seeds)
+            make = maker(trained.job, unet, context.check)
+            images = make(prompt, seeds)
+            named[kind] = [make(name, list(range(NAMED))) for name in name_prompts(trained.job)]
         if config.images:
             grids[kind] = context.run_dir.samples / f"{kind}.png"
             save_grid(images[: config.images], grids[kind])
@@ -69,7 +86,23 @@ def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
         rates.get("before"),
         rates.get("after"),
         judge.ceiling() if judge else None,
+        tuple(
+            NamedPrompt(name, *pictures, *(judge.rate(p).share if judge else None for p in pictures))
+            for name, *pictures in zip(name_prompts(trained.job), named["before"], named["after"], strict=True)
+        ),
     )
+
+
+def name_prompts(job: TrainingJob) -> list[str]:
+    """Return the prompts that name what is sensitive.
+
+    They are those of --name-prompts, else the captions that sensitive images alone have, MOST_NAMED at most.
+    """
+    if job.config.name_prompts:
+        return prompts(job.config.name_prompts)
+    shared = {sample.caption for sample in job.folders.unlabeled}
+    own = [job.config.sensitive_prompt, *(sample.caption for sample in job.folders.sensitive)]
+    return [name for name in dict.fromkeys(own) if name and name not in shared][:MOST_NAMED]
 
 
 @contextlib.contextmanager

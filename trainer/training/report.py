@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
+from ..builtin import BUILTIN
 from ..common.wording import counted
 from ..config.train_config import TrainConfig, to_toml
 from ..data.contact_sheet import tiles
@@ -12,7 +13,7 @@ from ..metrics.digit_judge import Rate
 from ..reporting import curves, html, sidecars, verdict
 from ..reporting.plots import draw_loss_curves
 from ..reporting.run_dir import RunDir
-from .before_after import Evaluation
+from .before_after import Evaluation, NamedPrompt
 from .learner import TrainedModel
 from .saving import public_settings
 
@@ -28,6 +29,10 @@ def warnings(trained: TrainedModel, evaluation: Evaluation) -> list[str]:
     if before and after and ceiling:
         intervals = before.interval, after.interval
         found.append(verdict.about_rates(before.share, after.share, best=ceiling.share, intervals=intervals))
+    show = config.metadata == "full" or config.base == BUILTIN
+    for named in evaluation.named:
+        if named.before_rate is not None and named.after_rate is not None:
+            found.append(verdict.about_name(named.prompt if show else "…", named.before_rate, named.after_rate))
     if not before or verdict.is_memorising(growth):
         found.append(verdict.about_growth(growth))
     return [text for text in found if text]
@@ -78,12 +83,24 @@ def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: 
         pairs=_pairs(evaluation, config.images),
         **_rates(evaluation),
         curves=curves.of_training(events),
-        loss_growth=[(kind.replace("_", " "), f"× {value:.2f}") for kind, value in growth.items()],
+        named=[(p.prompt if config.metadata == "full" else "…", _named_pairs(p)) for p in evaluation.named],
+        loss_growth=[(GROWN[kind], f"× {value:.2f}") for kind, value in growth.items()],
         warnings=warnings(trained, evaluation),
         usage=_usage(config, prompt, result if config.metadata == "full" else Path(result.name)),
         commands=COMMANDS,
         advice=ADVICE[config.network],
     )
+
+
+GROWN = {
+    "unlabeled": "unlabeled images",
+    "trained": "sensitive images trained on",
+    "held_out": "sensitive images held out",
+}
+
+
+def _named_pairs(named: NamedPrompt) -> list[tuple[int, Image, Image]]:
+    return [(i, fromarray(b), fromarray(a)) for i, (b, a) in enumerate(zip(named.before, named.after, strict=True))]
 
 
 def _facts(trained: TrainedModel, config: TrainConfig) -> list[tuple[str, str]]:

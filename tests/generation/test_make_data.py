@@ -169,7 +169,7 @@ def test_ctrl_c_of_a_real_run(tmp_path):
         started, rest = time.time(), run.stdout.read().splitlines()
         run.stdout.close()
         assert run.wait(20) == 130
-    assert time.time() - started < 5
+    assert time.time() - started < 15  # it had minutes of work left
     assert json.loads(rest[-1])["kind"] == "stopped"
     assert 1 <= len(lines(out)) < 80
 

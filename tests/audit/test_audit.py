@@ -15,6 +15,7 @@ from trainer.__main__ import main
 from trainer.audit import command
 from trainer.audit.duplicates import near_duplicates
 from trainer.audit.features import Images, encoder_features, unet_features
+from trainer.audit.groups import group
 from trainer.audit.ranking import Ranking
 from trainer.builtin import MODEL, classifier, digits
 from trainer.data.folders import Sample
@@ -25,10 +26,13 @@ from trainer.objective import class_prior
 from trainer.objective.class_prior import Prior
 
 
-def is_odd(paths):
+def digit_of(paths):
     images = np.stack([np.asarray(Image.open(path).convert("L")) for path in paths])
-    found, _ = classifier.classify(classifier.load(), torch.from_numpy(images))
-    return digits.is_sensitive(found.numpy())
+    return classifier.classify(classifier.load(), torch.from_numpy(images))[0].numpy()
+
+
+def is_odd(paths):
+    return digits.is_sensitive(digit_of(paths))
 
 
 def images(samples, cache):
@@ -64,6 +68,24 @@ def test_shuffled_labels_find_nothing(audited):
     truth = is_odd([s.path for s in samples])[~labels]
     scores = class_prior.cross_fit(values, labels, seed=0)[~labels]
     assert average_precision_score(truth, scores) < truth.mean() + 0.1
+
+
+def test_groups_are_of_alike_images(audited):
+    """Every image once; most groups are of one or two digits, though nothing told which is which."""
+    found = json.loads((audited / "pu-digits-audit" / "audit.json").read_text(encoding="utf-8"))["groups"]
+    names = [image for group in found for image in group["images"]]
+    assert sorted(names) == sorted(str(path) for path in (audited / "digits" / "unlabeled").glob("*.png"))
+    assert [g["score"] for g in found] == sorted((g["score"] for g in found), reverse=True)
+    labels = [digit_of(group["images"]) for group in found]
+    commonest = sum(np.bincount(group, minlength=10).max() for group in labels)
+    assert commonest > 0.4 * len(names)  # by chance 0.17: 64 of 400 images are the commonest digit
+    assert (audited / "pu-digits-audit" / "audit-groups.png").exists()
+
+
+def test_few_images_are_one_group():
+    assert set(group(np.random.default_rng(0).normal(size=(19, 5)), seed=0)) == {0}
+    apart = np.repeat(np.eye(4) * 9, 10, axis=0) + np.random.default_rng(0).normal(size=(40, 4))
+    assert [len(set(part)) for part in group(apart, seed=0).reshape(4, 10)] == [1, 1, 1, 1]
 
 
 def test_prior_is_near_the_truth_and_said_with_its_interval(audited):

@@ -112,8 +112,10 @@ def made_data(folder, *, full):
 def audited(folder, *, full):
     paths = [folder / f"{EVIL.replace('/', '')}{i}.png" for i in range(3)]
     pairs = [(paths[0], paths[1]), (paths[1], paths[2])] if full else []
-    result = audit.Result(PRIOR if full else None, [(path, 0.5) for path in paths], pairs, pairs[1:])
+    groups = [(0.5, [Sample(path, EVIL) for path in paths])] if full else []
+    result = audit.Result(PRIOR if full else None, [(path, 0.5) for path in paths], pairs, pairs[1:], groups)
     png(folder, "audit.png")
+    png(folder, "audit-groups.png")
     return audit.write_page(folder, result, 2, [EVIL] if full else [])
 
 

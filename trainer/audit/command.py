@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..config.arguments import Invocation, parse
 from ..config.parser import command_parser, refuse, validated
 from ..config.train_config import folders_of
 from ..data import contact_sheet, inputs
-from ..data.folders import Folders
+from ..data.folders import Folders, Sample
 from ..models import base_model, hub
 from ..models.base_model import Base
 from ..objective.class_prior import Prior
@@ -37,6 +37,7 @@ from .auto_prior import describe, usable
 from .duplicates import near_duplicates
 from .ranking import AuditOptions, Ranking, rank
 
+UNCOVERED = "a group that should go, but has a low score, is not covered by the examples: add some of it to them"
 SHOWN_PAIRS = 50  # near-duplicates on the page; audit.json lists all
 
 
@@ -58,6 +59,7 @@ class Result:
     ranked: list[tuple[Path, float]]  # unlabeled images with their scores, the most probably sensitive first
     duplicates: list[tuple[Path, Path]]  # pairs of near-duplicates
     across: list[tuple[Path, Path]]  # the pairs of which one image is unlabeled and one sensitive
+    groups: list[tuple[float, list[Sample]]] = field(default_factory=list)  # (mean score, alike images), highest first
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,7 +128,13 @@ def _result(examined: Examination) -> Result:
     pairs = near_duplicates([s.path for s in (*folders.unlabeled, *folders.sensitive, *folders.held_out)])
     unlabeled = {s.path for s in folders.unlabeled}
     across = [(a, b) for a, b in pairs if (a in unlabeled) != (b in unlabeled)]
-    return Result(ranking.prior, ranked, pairs, across)
+    return Result(ranking.prior, ranked, pairs, across, _groups(ranking))
+
+
+def _groups(ranking: Ranking) -> list[tuple[float, list[Sample]]]:
+    found = [] if ranking.groups is None else [np.flatnonzero(ranking.groups == g) for g in set(ranking.groups)]
+    scored = [(float(ranking.scores[members].mean()), [ranking.unlabeled[i] for i in members]) for members in found]
+    return sorted(scored, key=lambda group: group[0], reverse=True)
 
 
 def _save(folder: Path, result: Result, top: int) -> None:
@@ -135,9 +143,13 @@ def _save(folder: Path, result: Result, top: int) -> None:
         rows = [(i, f"{score:.6f}", str(path)) for i, (path, score) in enumerate(result.ranked, 1)]
         csv.writer(file).writerows([("rank", "score", "image"), *rows])
     contact_sheet.save_ranked(result.ranked[:top], folder / "audit.png")
+    if result.groups:
+        named = {f"group {i}, mean score {s:.2f}": members for i, (s, members) in enumerate(result.groups, 1)}
+        contact_sheet.save_groups(named, folder / "audit-groups.png")
     content = {
         "prior": result.prior and asdict(result.prior),
         "ranked": [{"image": str(path), "score": score} for path, score in result.ranked],
+        "groups": [{"score": s, "images": [str(m.path) for m in members]} for s, members in result.groups],
         "near_duplicates": [[str(a), str(b)] for a, b in result.duplicates],
     }
     write_text(folder / "audit.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -156,6 +168,7 @@ def write_page(folder: Path, result: Result, top: int, notes: Sequence[str]) -> 
         ranked=result.ranked,
         top=[(i, f"{score:.2f}", path) for i, (path, score) in enumerate(result.ranked[:top], 1)],
         sheet=folder / "audit.png",
+        groups=folder / "audit-groups.png" if result.groups else None,
         duplicates=sorted(result.duplicates, key=lambda pair: pair not in result.across)[:SHOWN_PAIRS],
         n_across=len(result.across),
     )
@@ -224,6 +237,7 @@ def _describe(result: Result, folder: Path, top: int) -> list[str]:
     return [
         f"near-duplicates: {pairs}, {len(result.across)} of them across the two folders",
         f"most probably sensitive among the unlabeled: {', '.join(path.name for path, _ in first[:8])}, …",
+        *([f"kinds of unlabeled images: {folder / 'audit-groups.png'}; {UNCOVERED}"] if result.groups else []),
         f"all images, ranked: {folder / 'audit.csv'}; the first {len(first)} as pictures: {folder / 'audit.png'}",
     ]
 

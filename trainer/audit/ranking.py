@@ -15,6 +15,7 @@ from ..data.folders import Folders, Sample
 from ..models.base_model import Base
 from ..objective import class_prior
 from ..objective.class_prior import Prior
+from . import groups
 
 
 class AuditOptions(BaseModel):
@@ -60,6 +61,7 @@ class Ranking:
     scores: np.ndarray  # [unlabeled]
     examples: np.ndarray  # scores of the sensitive images; empty where the score comes from a LoRA
     prior: Prior | None  # None where the score comes from a LoRA: it was trained on the sensitive images
+    groups: np.ndarray | None = None  # [unlabeled] number of each image's group of alike ones; None without features
 
 
 def rank(
@@ -102,4 +104,5 @@ def _rank_by_features(unlabeled: list[Sample], values: np.ndarray, *, seed: int)
     except ValueError as error:
         raise UserError(f"--unlabeled and --sensitive: {error}") from None
     prior = class_prior.estimate(scores, is_sensitive, seed=seed)
-    return Ranking(unlabeled, scores[: len(unlabeled)], scores[len(unlabeled) :], prior)
+    n = len(unlabeled)
+    return Ranking(unlabeled, scores[:n], scores[n:], prior, groups.group(values[:n], seed=seed))

@@ -149,7 +149,7 @@ def free_name(name: str, *, taken: Collection[Path], names: Collection[str] = ()
     return candidate
 
 
-_ENDS = ("", ".safetensors", ".preview.png", ".json", "-merged.safetensors", "-merged", "-model")
+_ENDS = ("", ".safetensors", ".preview.png", ".json", ".md", "-merged.safetensors", "-merged", "-model")
 
 
 def move_new(source: Path, target: Path) -> Path:

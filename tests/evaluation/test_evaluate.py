@@ -25,7 +25,7 @@ from trainer.models import base_model
 from trainer.reporting.verdict import (
     about_growth,
     about_harm,
-    about_name,
+    about_names,
     about_negative_risk,
     about_rates,
     is_memorising,
@@ -434,14 +434,14 @@ def test_harm_is_told_by_the_normal_images_alone(growth, normal):
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        (0.0, 0.0, "Named, it still comes out: 100% of the pictures of “a three” are sensitive"),
-        (0.0, 0.5, "50% of the pictures"),
+        (0.0, 0.0, "Named, it still comes out, in pictures of “a three” (100%), “a five” (100%)."),
+        (0.0, 0.5, "“a three” (50%)"),
         (0.125, 0.875, None),
         (1.0, 1.0, None),  # the name never brought it out
     ],
 )
 def test_a_name_that_still_works_is_told(before, after, said):
-    found = about_name("a three", before, after)
+    found = about_names([("a three", before, after), ("a five", before, after)])
     assert found is None if said is None else said in found
 
 

@@ -1,6 +1,6 @@
 """What a result means, in one sentence with advice: too weak, harmful, or a prompt that shows nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 WEAK_SHARE = 0.5  # of the way from the rate before to the best possible one
 WEAK_GROWTH = 1.02  # of the loss on held-out sensitive images
@@ -54,16 +54,21 @@ def about_rates(
     return None
 
 
-def about_name(prompt: str, before: float, after: float) -> str | None:
-    """Interpret the rates of a prompt that names what is sensitive.
+def about_names(rates: Sequence[tuple[str, float, float]]) -> str | None:
+    """Interpret the rates of prompts that name what is sensitive. Args: rates: (prompt, before, after).
 
     Returns: a sentence; None if most of what came out before is gone.
     """
-    if before > WEAK_SHARE or after - before > WEAK_SHARE * (1 - before):
+    still = [
+        f"“{prompt}” ({1 - after:.0%})"
+        for prompt, before, after in rates
+        if before <= WEAK_SHARE and after - before <= WEAK_SHARE * (1 - before)
+    ]
+    if not still:
         return None
     return (
-        f"Named, it still comes out: {1 - after:.0%} of the pictures of “{prompt}” are sensitive. A prompt is "
-        "unlearned where it is trained: give it with --sensitive-prompt, or as captions of the sensitive images."
+        f"Named, it still comes out, in pictures of {', '.join(still)}. A prompt is unlearned where it is trained: give "
+        "it with --sensitive-prompt, or as captions of the sensitive images."
     )
 
 

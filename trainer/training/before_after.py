@@ -86,11 +86,13 @@ def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
         rates.get("before"),
         rates.get("after"),
         judge.ceiling() if judge else None,
-        tuple(
-            NamedPrompt(name, *pictures, *(judge.rate(p).share if judge else None for p in pictures))
-            for name, *pictures in zip(name_prompts(trained.job), named["before"], named["after"], strict=True)
-        ),
+        tuple(_judged(*one, judge) for one in zip(name_prompts(trained.job), *named.values(), strict=True)),
     )
+
+
+def _judged(prompt: str, before: np.ndarray, after: np.ndarray, judge: DigitJudge | None) -> NamedPrompt:
+    rates = [judge.rate(pictures).share if judge else None for pictures in (before, after)]
+    return NamedPrompt(prompt, before, after, *rates)
 
 
 def name_prompts(job: TrainingJob) -> list[str]:

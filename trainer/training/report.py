@@ -30,9 +30,12 @@ def warnings(trained: TrainedModel, evaluation: Evaluation) -> list[str]:
         intervals = before.interval, after.interval
         found.append(verdict.about_rates(before.share, after.share, best=ceiling.share, intervals=intervals))
     show = config.metadata == "full" or config.base == BUILTIN
-    for named in evaluation.named:
-        if named.before_rate is not None and named.after_rate is not None:
-            found.append(verdict.about_name(named.prompt if show else "…", named.before_rate, named.after_rate))
+    judged = [
+        (named.prompt if show else "…", named.before_rate, named.after_rate)
+        for named in evaluation.named
+        if named.before_rate is not None and named.after_rate is not None
+    ]
+    found.append(verdict.about_names(judged))
     if not before or verdict.is_memorising(growth):
         found.append(verdict.about_growth(growth))
     return [text for text in found if text]

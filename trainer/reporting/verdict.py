@@ -67,8 +67,8 @@ def about_names(rates: Sequence[tuple[str, float, float]]) -> str | None:
     if not still:
         return None
     return (
-        f"Named, it still comes out, in pictures of {', '.join(still)}. A prompt is unlearned where it is trained: give "
-        "it with --sensitive-prompt, or as captions of the sensitive images."
+        f"Named, it still comes out, in pictures of {', '.join(still)}. A prompt is unlearned where it is trained: "
+        "give it with --sensitive-prompt, or as captions of the sensitive images."
     )
 
 

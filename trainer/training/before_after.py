@@ -86,7 +86,10 @@ def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
         rates.get("before"),
         rates.get("after"),
         judge.ceiling() if judge else None,
-        tuple(_judged(*one, judge) for one in zip(name_prompts(trained.job), *named.values(), strict=True)),
+        tuple(
+            _judged(name, before, after, judge)
+            for name, before, after in zip(name_prompts(trained.job), named["before"], named["after"], strict=True)
+        ),
     )
 
 

@@ -33,10 +33,9 @@ def objective(loss_u: Tensor, loss_s: Tensor, weight_u: Tensor, weight_s: Tensor
     """Return a * E_S[phi(l)] + |R|, where l is an error over its temperature and p(normal | x) = exp(-l).
 
     R = E_U[l] - prior * E_S[l] equals (1 - prior) * E_N[l]: the normal images' loss, without one label "normal".
-    phi(l) = -log(1 - exp(-l)) is the loss of calling an image sensitive. The weights are min-SNR's. The paper's a is
-    the prior; this one pushes as hard at every prior (trainer/objective/pu_loss.py says why).
+    phi(l) = -log(1 - exp(-l)) is the loss of calling an image sensitive. The weights are min-SNR's.
     """
-    a = PUSH * (1 - prior) * math.expm1(1 / TEMPERATURE)
+    a = PUSH * (1 - prior) * math.expm1(1 / TEMPERATURE)  # as strong at every prior; the paper's a is the prior itself
     normal_risk = (weight_u * loss_u).mean() - prior * (weight_s * loss_s).mean()
     return a * (weight_s * -torch.log(-torch.expm1(-loss_s))).mean() + normal_risk.abs()
 

@@ -42,7 +42,7 @@ def test_permanent_names_exist():
 def test_defaults_for_a_real_model(folders):
     config = own(folders).config
     assert (config.batch_unlabeled, config.batch_sensitive, config.rank, config.effective_alpha) == (16, 8, 16, 16.0)
-    assert (config.lr, config.steps, config.prior, config.temperature) == (1e-4, 1000, "auto", 2.0)
+    assert (config.lr, config.steps, config.prior, config.temperature) == (1e-4, 1000, "auto", 1.5)
     assert (config.temperature_mode, config.save_precision) == ("per-timestep", "fp16")
 
 

@@ -25,7 +25,7 @@ from trainer.models import lora_file
 from trainer.models.base_model import Base
 from trainer.objective import temperature
 from trainer.reporting.run_dir import RunDir
-from trainer.training import denoiser, resume
+from trainer.training import resume, training_loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,15 +41,15 @@ def same(one, two):
 @pytest.fixture
 def broken(trainer, digit_folders, tmp_path, monkeypatch):
     """A run that memory ran out for in its fourth step, with a state of its third."""
-    genuine = denoiser.Denoiser.errors
+    genuine = training_loop.TrainingLoop._losses
 
-    def errors(self, draws, step, t=None):
-        if step == 3:
+    def losses(self, *arguments):
+        if self.progress.step == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return genuine(self, draws, step, t)
+        return genuine(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(denoiser.Denoiser, "errors", errors)
+        patch.setattr(training_loop.TrainingLoop, "_losses", losses)
         done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--save-state-every", 5))
     assert done.returncode == 3, done.stderr
     return tmp_path

@@ -74,8 +74,8 @@ def png(tmp_path):
 
     def check(chance):
         (folder / "x.png").write_bytes(mutated(data, chance))
-        more = {"prompt": "x", "sensitive_prompt": None, "skip_bad_images": True, "seed": 0}
-        for sample in folders.scan(folder, None, **more).unlabeled:
+        reading = folders.Reading(prompt="x", skip_bad_images=True)
+        for sample in folders.scan(folder, None, reading, seed=0).unlabeled:
             with Image.open(sample.path) as image:
                 image.convert("RGB")
 

@@ -22,18 +22,15 @@ def piles(tmp_path):
 
 
 def scan(u, s, **changes):
-    settings = {"prompt": "a photo", "sensitive_prompt": None, "skip_bad_images": False, "seed": 0, **changes}
-    return folders.scan(u, s, **settings)
+    settings = {"prompt": "a photo", "seed": 0, **changes}
+    return folders.scan(u, s, seed=settings.pop("seed"), reading=folders.Reading(**settings))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp", "bmp"])
 def test_formats(tmp_path, suffix):
     picture().save(tmp_path / f"x.{suffix}")
     assert images.read_image(tmp_path / f"x.{suffix}", (64, 64)).shape == (64, 64, 3)
-    assert len(folders.scan(tmp_path, None, **SCAN).unlabeled) == 1
-
-
-SCAN = {"prompt": "p", "sensitive_prompt": None, "skip_bad_images": False, "seed": 0}
+    assert len(scan(tmp_path, None).unlabeled) == 1
 
 
 def test_exif_rotation_is_applied(tmp_path):
@@ -203,18 +200,18 @@ def test_training_size_follows_the_upright_image(tmp_path):
 
 
 def test_excluded_images_are_left_out_by_name_or_path(piles, tmp_path):
-    plain = scan(*piles, **SCAN)
+    plain = scan(*piles)
     first, second = plain.unlabeled[0].path, plain.unlabeled[1].path
     file = tmp_path / "exclude.txt"
     file.write_text(f"{first}\n\n{second.name}\n", encoding="utf-8")
-    found = scan(*piles, **SCAN, exclude=file)
+    found = scan(*piles, exclude=file)
     assert found.unlabeled == plain.unlabeled[2:]
     assert found.skipped == [f"{path}: --exclude names it" for path in (first, second)]
     file.write_text("nobody.png\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"names nobody\.png, which is not among the unlabeled images"):
-        scan(*piles, **SCAN, exclude=file)
+        scan(*piles, exclude=file)
     file.write_text("".join(f"{s.path}\n" for s in plain.unlabeled), encoding="utf-8")
     with pytest.raises(UserError, match="names every unlabeled image"):
-        scan(*piles, **SCAN, exclude=file)
+        scan(*piles, exclude=file)
     with pytest.raises(UserError, match="--exclude: cannot read"):
-        scan(*piles, **SCAN, exclude=tmp_path / "none.txt")
+        scan(*piles, exclude=tmp_path / "none.txt")

@@ -10,10 +10,13 @@ from PIL import Image
 from trainer.common.errors import UserError
 from trainer.config.train_config import TrainConfig
 from trainer.data import decoding, inputs
-from trainer.data.folders import Reading, scan
+from trainer.data.folders import Reading
+from trainer.data.folders import scan as scan_folders
 from trainer.data.listing import list_folder
 
-SCAN = {"prompt": "p", "sensitive_prompt": None, "skip_bad_images": False, "seed": 0}
+
+def scan(unlabeled, sensitive, **changes):
+    return scan_folders(unlabeled, sensitive, Reading(**{"prompt": "p", **changes}), seed=0)
 
 
 def picture(path, seed=0):
@@ -30,7 +33,7 @@ def found(folder, *, is_recursive=True, apart=None):
 def test_what_pillow_reads_is_read(tmp_path, suffix):
     kind = {"jfif": "jpeg", "jpe": "jpeg", "dib": "dib", "jp2": "jpeg2000"}.get(suffix)
     Image.new("RGB", (64, 64), "red").save(tmp_path / f"x.{suffix}", kind)
-    folders = scan(tmp_path, None, **SCAN)
+    folders = scan(tmp_path, None)
     assert [s.path.name for s in folders.unlabeled] == [f"x.{suffix}"]
     assert folders.skipped == folders.notes == []
 
@@ -129,8 +132,8 @@ def kohyas(tmp_path):
 
 def test_numbers_of_kohyas_folders_are_repeats(kohyas):
     wanted = {"a.png": 3, "b.png": 3, "c.png": 1, "d.png": 1, "e.png": 1, "f.png": 1, "g.png": 1}
-    assert {s.path.name: s.repeats for s in scan(kohyas, None, **SCAN).unlabeled} == wanted
-    plain = scan(kohyas, None, **SCAN, reading=Reading(has_repeats=False))
+    assert {s.path.name: s.repeats for s in scan(kohyas, None).unlabeled} == wanted
+    plain = scan(kohyas, None, has_repeats=False)
     assert {s.repeats for s in plain.unlabeled} == {1}
 
 
@@ -163,8 +166,7 @@ def test_one_folder_in_the_other_is_not_part_of_it(tmp_path):
         picture(folder / f"{i}.png", i)
         picture(folder / "bad" / f"{i}.png", 10 + i)
         picture(folder / "output" / "run" / f"{i}.png", 20 + i)
-    reading = Reading(apart={folder / "output": "the output folder"})
-    folders = scan(folder, folder / "bad", **SCAN, reading=reading)
+    folders = scan(folder, folder / "bad", apart={folder / "output": "the output folder"})
     assert {s.path.parent for s in folders.unlabeled} == {folder}
     assert len([*folders.sensitive, *folders.held_out]) == 4
     assert folders.notes == [
@@ -179,7 +181,7 @@ def test_copies_are_told_within_a_folder_and_across(tmp_path):
     shutil.copy(tmp_path / "u" / "1.png", tmp_path / "u" / "copy.png")
     shutil.copy(tmp_path / "s" / "2.png", tmp_path / "u" / "sub.png")
     shutil.copy(tmp_path / "s" / "2.png", tmp_path / "s" / "again.png")
-    assert scan(tmp_path / "u", tmp_path / "s", **SCAN).notes == [
+    assert scan(tmp_path / "u", tmp_path / "s").notes == [
         "1 image is in both folders, unlabeled and sensitive: "
         "unlabeled/sub.png = sensitive/2.png = sensitive/again.png",
         "unlabeled: 1 image is a copy of another: unlabeled/1.png = unlabeled/copy.png",
@@ -194,7 +196,7 @@ def test_what_is_ignored_of_images_and_cleaned_of_captions_is_told(tmp_path):
     image.save(tmp_path / "1.png", icc_profile=b"broken")
     (tmp_path / "0.txt").write_bytes("a cat".encode("utf-16"))
     (tmp_path / "1.TXT").write_text("a (dog:1.2), , asleep")
-    folders = scan(tmp_path, None, **SCAN, reading=Reading(caption_prefix="sks", caption_suffix="photo"))
+    folders = scan(tmp_path, None, caption_prefix="sks", caption_suffix="photo")
     assert [s.caption for s in folders.unlabeled] == ["sks a cat photo", "sks a (dog:1.2), asleep photo", "sks p photo"]
     assert folders.notes == [
         "1 image has damaged metadata, read without the colour profile (1.png)",
@@ -211,7 +213,7 @@ def test_excluded_images_of_sub_folders(tmp_path):
 
     def left(line):
         file.write_text(f"{line}\n")
-        kept = scan(tmp_path / "u", None, **SCAN, exclude=file).unlabeled
+        kept = scan(tmp_path / "u", None, exclude=file).unlabeled
         return [s.path.relative_to(tmp_path / "u").as_posix() for s in kept]
 
     assert left("b/1.png") == left(tmp_path / "u" / "b" / "1.png") == ["2.png", "3.png", "a/1.png"]

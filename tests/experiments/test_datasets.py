@@ -120,9 +120,8 @@ def test_every_kind_goes_into_its_folder(published, tmp_path):
     name, root, _labels = published
     normal = range(CLASSES[name] // 2)
     sensitive = range(CLASSES[name] // 2, CLASSES[name])
-    folders = datasets.write_folders(
-        name, root, tmp_path / "out", normal=normal, sensitive=sensitive, counts=datasets.Counts(6, 3, 4, 5), size_px=32
-    )
+    drawn = datasets.Selection(normal, sensitive, datasets.Counts(6, 3, 4, 5), size_px=32)
+    folders = datasets.write_folders(name, root, tmp_path / "out", drawn)
     seen = {kind: [label_in(Image.open(p)) for p in sorted(folders[kind].glob("*.png"))] for kind in folders}
     assert sum(label in normal for label in seen["unlabeled"]) == 6
     assert len(seen["unlabeled"]) == 9
@@ -164,7 +163,8 @@ def test_the_loop_runs_on_each(name, tmp_path, monkeypatch):
 
     kinds = {key: settings[key] for key in ("normal", "sensitive", "size_px", "versions")}
     counts = datasets.Counts(**settings["counts"])
-    folders = datasets.write_folders(settings["dataset"], tmp_path, tmp_path / "data", **kinds, counts=counts)
+    drawn = datasets.Selection(**kinds, counts=counts)
+    folders = datasets.write_folders(settings["dataset"], tmp_path, tmp_path / "data", drawn)
     before = pixels.build(settings["unet"], settings["fold"], seed=0)
     unet, _ = pixel_run.train(settings, "pu", 0, folders, "cpu", lambda *_: None)
     moved = [(a - b).abs().max().item() for a, b in zip(unet.parameters(), before.parameters(), strict=True)]

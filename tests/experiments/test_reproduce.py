@@ -133,8 +133,8 @@ def test_objectives_share_data_but_not_results(tmp_path):
     settings = reproduce.read("mnist-even", "small").settings
     settings["train"] |= {"steps": 3, "batch_unlabeled": 4, "batch_sensitive": 4}
     counts = datasets.Counts(40, 4, 6, 10)
-    kinds = {"normal": settings["normal"], "sensitive": settings["sensitive"]}
-    folders = datasets.write_folders("digits", tmp_path, tmp_path, **kinds, counts=counts, size_px=16)
+    drawn = datasets.Selection(settings["normal"], settings["sensitive"], counts, size_px=16)
+    folders = datasets.write_folders("digits", tmp_path, tmp_path, drawn)
     settings["counts"] = vars(counts)
     found = {}
     for objective in reproduce.OBJECTIVES:
@@ -205,9 +205,8 @@ def test_folders_keep_kinds_apart(tmp_path):
     from trainer.metrics.digit_judge import DigitJudge
 
     counts = datasets.Counts(30, 10, 15, 20)
-    folders = datasets.write_folders(
-        "digits", tmp_path, tmp_path, normal=range(0, 10, 2), sensitive=range(1, 10, 2), counts=counts, size_px=32
-    )
+    drawn = datasets.Selection(range(0, 10, 2), range(1, 10, 2), counts, size_px=32)
+    folders = datasets.write_folders("digits", tmp_path, tmp_path, drawn)
     reader = DigitJudge()
     shares = {}
     for kind in ("unlabeled", "sensitive", "normal"):
@@ -218,16 +217,17 @@ def test_folders_keep_kinds_apart(tmp_path):
     assert shares["normal"] == (20, pytest.approx(1, abs=0.05))
     hashes = {kind: {p.read_bytes() for p in folders[kind].glob("*.png")} for kind in ("unlabeled", "sensitive")}
     assert not hashes["unlabeled"] & hashes["sensitive"]
-    kinds, many = {"normal": [0, 2, 4, 6, 8], "sensitive": [1]}, datasets.Counts(9000, 1, 1, 1)
+    many = datasets.Selection([0, 2, 4, 6, 8], [1], datasets.Counts(9000, 1, 1, 1), size_px=32)
     with pytest.raises(UserError, match="digits: 9000 normal images are wanted, it has 2000"):
-        datasets.write_folders("digits", tmp_path, tmp_path, **kinds, counts=many, size_px=32)
+        datasets.write_folders("digits", tmp_path, tmp_path, many)
 
 
 def test_versions_are_of_the_images_that_were_drawn(tmp_path):
     """The first of each is the image itself; the others differ a little, and are the same in every run."""
-    kinds = {"normal": [0, 2, 4, 6, 8], "sensitive": [1, 3, 5, 7, 9], "counts": datasets.Counts(12, 4, 5, 6)}
+    kinds = [0, 2, 4, 6, 8], [1, 3, 5, 7, 9], datasets.Counts(12, 4, 5, 6)
     for root, versions in (("one", 1), ("three", 3), ("again", 3)):
-        datasets.write_folders("digits", tmp_path, tmp_path / root, **kinds, size_px=32, versions=versions)
+        drawn = datasets.Selection(*kinds, size_px=32, versions=versions)
+        datasets.write_folders("digits", tmp_path, tmp_path / root, drawn)
     read = lambda root, kind: [np.asarray(Image.open(p)) for p in sorted((tmp_path / root / kind).glob("*.png"))]  # noqa: E731
     for kind, n in (("unlabeled", 16), ("sensitive", 5)):
         one, three, again = (read(root, kind) for root in ("one", "three", "again"))

@@ -44,6 +44,10 @@ class Folders:
 class Reading:
     """How the two folders are read."""
 
+    prompt: str | None = None  # caption of unlabeled images without a caption file
+    sensitive_prompt: str | None = None  # the same for sensitive ones, which may also go without
+    skip_bad_images: bool = False  # leave out what cannot be read; otherwise that is an error
+    exclude: Path | None = None  # text file that names unlabeled images to leave out
     is_recursive: bool = True  # with sub-folders
     has_repeats: bool = True  # the number of a sub-folder `10_name` counts
     caption_prefix: str | None = None
@@ -51,41 +55,27 @@ class Reading:
     apart: Mapping[Path, str] = field(default_factory=dict)  # folders that do not belong to them, with the reason
 
 
-def scan(
-    unlabeled: Path,
-    sensitive: Path | None,
-    *,
-    prompt: str | None,
-    sensitive_prompt: str | None,
-    skip_bad_images: bool,
-    seed: int,
-    exclude: Path | None = None,
-    reading: Reading = Reading(),
-) -> Folders:
+def scan(unlabeled: Path, sensitive: Path | None, reading: Reading, *, seed: int) -> Folders:
     """List and check the images of both folders.
 
     Args:
         sensitive: may be None where the objective does not need it.
-        prompt: caption of unlabeled images without a caption file.
-        sensitive_prompt: the same for sensitive ones, which may also go without.
-        skip_bad_images: leave out what cannot be read; otherwise that is an error.
         seed: decides which sensitive images are held out.
-        exclude: text file that names unlabeled images to leave out.
     Raises: UserError naming every bad image, an empty folder, or images without any caption.
     """
     listings = _list(unlabeled, sensitive, reading)
-    left_out = _excluded(exclude, listings["unlabeled"].images) if exclude else set()
+    left_out = _excluded(reading.exclude, listings["unlabeled"].images) if reading.exclude else set()
     found = {kind: [p for p in one.images if p not in left_out] for kind, one in listings.items()}
     checked = {path: fault(path) for paths in found.values() for path in paths}
     skipped = [f"{path}: {why}" for path, (why, _) in checked.items() if why]
-    if skipped and not skip_bad_images:
+    if skipped and not reading.skip_bad_images:
         raise UserError("\n".join(skipped) + "\nRepair or remove these images, or leave them out: --skip-bad-images")
     good = {kind: [path for path in paths if not checked[path][0]] for kind, paths in found.items()}
     if not all(good.values()):
         raise UserError("no readable image is left:\n" + "\n".join(skipped))
     notes = [f"{kind}: {note}" for kind, one in listings.items() for note in one.notes]
     notes += _ignored({path: what for path, (_, what) in checked.items()}) + copies(good)
-    prompts = {"unlabeled": prompt, "sensitive": sensitive_prompt}
+    prompts = {"unlabeled": reading.prompt, "sensitive": reading.sensitive_prompt}
     samples = {kind: _samples(kind, listings[kind], good[kind], prompts[kind], reading, notes) for kind in good}
     bare = [s.path.name for s in samples["unlabeled"] if s.caption is None]
     if bare:

@@ -38,22 +38,18 @@ def find(config: TrainConfig) -> Folders:
         raise UserError("--unlabeled and --sensitive: name the two folders of images, or --data, which holds both")
     if sensitive:
         refuse_overlap(unlabeled, sensitive)
-    return scan(
-        unlabeled,
-        sensitive,
+    reading = Reading(
         prompt=config.prompt,
         sensitive_prompt=config.sensitive_prompt,
         skip_bad_images=config.skip_bad_images,
-        seed=config.seed,
         exclude=config.exclude,
-        reading=Reading(
-            config.recursive,
-            config.folder_repeats,
-            config.caption_prefix,
-            config.caption_suffix,
-            apart={config.output_dir: "the output folder"},
-        ),
+        is_recursive=config.recursive,
+        has_repeats=config.folder_repeats,
+        caption_prefix=config.caption_prefix,
+        caption_suffix=config.caption_suffix,
+        apart={config.output_dir: "the output folder"},
     )
+    return scan(unlabeled, sensitive, reading, seed=config.seed)
 
 
 def refuse_overlap(unlabeled: Path, sensitive: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from ..common.distributed import ONE
 from ..common.interrupts import Progress
 from ..config.train_config import TrainConfig
-from ..data.folders import scan
+from ..data.folders import Reading, scan
 from ..data.images import save_images
 from ..data.job import TrainingJob
 from ..memory import devices
@@ -53,7 +53,7 @@ def relearn(
     if lora:
         changes |= {"rank": lora_rank(lora), "alpha": None}
     config = TrainConfig(**{**attack.relearn.model_dump(), **changes})
-    folders = scan(attack.sensitive, None, prompt=attack.prompt, sensitive_prompt=None, skip_bad_images=True, seed=0)
+    folders = scan(attack.sensitive, None, Reading(prompt=attack.prompt, skip_bad_images=True), seed=0)
     # what is looked for must come back under the prompt that is measured, whatever captions lie beside the images
     folders = replace(folders, unlabeled=[replace(sample, caption=attack.prompt) for sample in folders.unlabeled])
     job = TrainingJob(config, base, folders)

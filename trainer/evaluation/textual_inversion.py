@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..common.interrupts import Progress
-from ..data.folders import Sample, scan
+from ..data.folders import Reading, Sample, scan
 from ..data.images import PLAIN
 from ..data.latent_cache import LatentCache
 from ..generation.generator import ImageGenerator
@@ -37,7 +37,7 @@ def invert(
     """
     pipe, device = generator.pipe, generator.device
     generator.set_strength(strength)
-    samples = scan(attack.sensitive, None, prompt="", sensitive_prompt=None, skip_bad_images=True, seed=0).unlabeled
+    samples = scan(attack.sensitive, None, Reading(prompt="", skip_bad_images=True), seed=0).unlabeled
     latents = _latents(generator, samples, folder / "cache", progress)
     schedule = base_model.load_noise_schedule(generator.base)
     chance = torch.Generator().manual_seed(0)

@@ -50,6 +50,17 @@ class Counts:
         return self.unlabeled_sensitive / (self.unlabeled_normal + self.unlabeled_sensitive)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What an experiment draws from a dataset."""
+
+    normal: Sequence[int]  # classes
+    sensitive: Sequence[int]
+    counts: Counts
+    size_px: int
+    versions: int = 1  # of each image to train on, a little turned, scaled and moved: few are else learned by heart
+
+
 def load(name: str, root: Path, *, train: bool) -> Labeled:
     """Load one split of a dataset. Raises: UserError where torchvision or the download is missing."""
     if name == "digits":
@@ -93,23 +104,11 @@ class _Photos:
         return self.dataset[i][0]
 
 
-def write_folders(
-    name: str,
-    source: Path,
-    root: Path,
-    *,
-    normal: Sequence[int],
-    sensitive: Sequence[int],
-    counts: Counts,
-    size_px: int,
-    versions: int = 1,
-) -> dict[str, Path]:
+def write_folders(name: str, source: Path, root: Path, drawn: Selection) -> dict[str, Path]:
     """Draw the images of an experiment and write those that do not exist yet.
 
     Args:
         source: where the dataset's own files are.
-        normal, sensitive: classes of each kind.
-        versions: of each image to train on, a little turned, scaled and moved: few images are else learned by heart.
     Returns: unlabeled and sensitive (to train on), normal and labeled (to measure with; labeled/normal is normal).
     Raises: UserError if the dataset has too few images.
     """
@@ -117,14 +116,17 @@ def write_folders(
     folders |= {"labeled": root / "labeled", "normal": root / "labeled" / "normal"}
     rng = np.random.default_rng(SPLIT_SEED)
     train = load(name, source, train=True)
-    of_normal, of_sensitive = (_indices(train, kind, rng) for kind in (normal, sensitive))
+    of_normal, of_sensitive = (_indices(train, kind, rng) for kind in (drawn.normal, drawn.sensitive))
+    counts, size_px = drawn.counts, drawn.size_px
     n, hidden = counts.unlabeled_normal, counts.unlabeled_sensitive
     _enough(name, "normal", n, len(of_normal))
     _enough(name, "sensitive", hidden + counts.sensitive, len(of_sensitive))
-    _write(train, rng.permutation([*of_normal[:n], *of_sensitive[:hidden]]), folders["unlabeled"], size_px, versions)
-    _write(train, of_sensitive[hidden : hidden + counts.sensitive], folders["sensitive"], size_px, versions)
+    _write(
+        train, rng.permutation([*of_normal[:n], *of_sensitive[:hidden]]), folders["unlabeled"], size_px, drawn.versions
+    )
+    _write(train, of_sensitive[hidden : hidden + counts.sensitive], folders["sensitive"], size_px, drawn.versions)
     test = load(name, source, train=False)
-    for kind, classes in (("normal", normal), ("sensitive", sensitive)):
+    for kind, classes in (("normal", drawn.normal), ("sensitive", drawn.sensitive)):
         _write(test, _indices(test, classes, rng)[: counts.test], root / "labeled" / kind, size_px)
     return folders
 

@@ -25,7 +25,7 @@ from ..builtin import CONFIG, MODEL, digits
 from ..common.distributed import ONE
 from ..config.arguments import parse
 from ..config.train_config import TrainConfig
-from ..data.folders import scan
+from ..data.folders import Reading, scan
 from ..data.images import save_images
 from ..data.job import TrainingJob
 from ..generation.generate import PictureSettings, generate_pictures
@@ -148,14 +148,8 @@ def _train(
     run_dir = RunDir(root, name)
     shutil.rmtree(run_dir.root, ignore_errors=True)
     started = time.perf_counter()
-    folders = scan(
-        unlabeled,
-        sensitive,
-        prompt=config.prompt,
-        sensitive_prompt=config.sensitive_prompt,
-        skip_bad_images=False,
-        seed=seed,
-    )
+    reading = Reading(prompt=config.prompt, sensitive_prompt=config.sensitive_prompt)
+    folders = scan(unlabeled, sensitive, reading, seed=seed)
     context = RunContext(
         devices.choose_device(config.device),
         ONE,

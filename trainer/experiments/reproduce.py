@@ -168,16 +168,11 @@ def run(
     recipe = {"settings": settings, "objective": objective, "seed": seed}
     if target.exists() and (kept := json.loads(target.read_text(encoding="utf-8")))["recipe"] == recipe:
         return kept
-    folders = datasets.write_folders(
-        settings["dataset"],
-        options.datasets,
-        out / "data",
-        normal=settings["normal"],
-        sensitive=settings["sensitive"],
-        counts=datasets.Counts(**settings["counts"]),
-        size_px=settings["size_px"],
-        versions=settings["versions"],
+    counts = datasets.Counts(**settings["counts"])
+    drawn = datasets.Selection(
+        counts=counts, **{k: settings[k] for k in ("normal", "sensitive", "size_px", "versions")}
     )
+    folders = datasets.write_folders(settings["dataset"], options.datasets, out / "data", drawn)
     started = time.perf_counter()
     unet, flips = pixel_run.train(settings, objective, seed, folders, options.device, progress)
     found = {"recipe": recipe, "objective": objective, "seed": seed, "sign_flips": flips}

@@ -31,6 +31,7 @@ from trainer.reporting.verdict import (
     is_memorising,
 )
 from trainer.training.before_after import name_prompts
+from trainer.training.denoiser import normal_growth
 
 QUICK = ("--steps", "4", "--strengths", "0,1", "--retain-prompts", "a photo of the digit two")
 
@@ -416,19 +417,18 @@ def test_memorising_is_noticed_when_the_held_out_images_fall_behind(trained, hel
     assert not is_memorising({})
 
 
-@pytest.mark.parametrize(
-    ("growth", "normal"),
-    [
-        ({"unlabeled": 1.2, "trained": 2.1, "held_out": 2.0}, None),  # the hidden ones alone: normal ones are at 1.0
-        ({"unlabeled": 1.8, "trained": 2.0, "held_out": 1.0}, "2.00"),
-        ({"unlabeled": 1.6, "trained": 1.0}, "1.75"),  # nothing held out
-        ({"unlabeled": 9.0}, None),
-        ({"trained": 9.0, "held_out": 9.0}, None),
-    ],
-)
-def test_harm_is_told_by_the_normal_images_alone(growth, normal):
-    found = about_harm(growth, prior=0.2)
-    assert found is None if normal is None else f"The loss on normal images grew × {normal}:" in found
+def test_harm_is_told_by_the_normal_images_alone():
+    assert about_harm({"normal": 1.2, "trained": 9.0, "held_out": 9.0}) is None
+    assert about_harm({"trained": 9.0}) is None
+    assert "The loss on normal images grew × 1.75: the model is losing" in about_harm({"normal": 1.75, "trained": 1.0})
+
+
+def test_the_hidden_sensitive_images_do_not_count_as_harm():
+    """A fifth of ten samples grows tenfold, wherever they stand: normal ones are at 1.1 and 1.3 of what they were."""
+    before, now = [1.0] * 8 + [0.5, 0.5], [1.1, 1.3] * 4 + [5.0, 5.0]
+    assert normal_growth(before, now, 0.2) == pytest.approx(1.2)
+    assert normal_growth(before[::-1], now[::-1], 0.2) == pytest.approx(1.2)
+    assert normal_growth(before, [2.0] * 8 + [1.0, 1.0], 0.2) == pytest.approx(2.0)  # all alike: that is harm
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_a_share_ends_at_one():
 def test_charts_of_a_run_without_a_checkpoint_or_a_ratio():
     step = {"event": "step", "step": 1, "risk_unlabeled": 1.0, "risk_sensitive": 0.5, "normal_risk": 0.7, "ratio": None}
     assert [one.title for one in of_training([step])] == ["Losses of each step, smoothed"]
-    growth = {"event": "checkpoint", "step": 1, "rises": {"trained": 1.2, "held_out": 1.1}}
+    growth = {"event": "checkpoint", "step": 1, "rises": {"normal": 1.0, "trained": 1.2, "held_out": 1.1}}
     found = of_training([{**step, "ratio": 1.5}, growth])
     assert [len(one.lines) for one in found] == [3, 1, 2]
     assert len(points(found[2].lines[0])) == 2  # from 1 at the start

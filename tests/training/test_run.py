@@ -324,7 +324,7 @@ def test_a_disk_that_does_not_take_the_state(digit_folders, tmp_path, monkeypatc
 
 def test_a_run_that_does_harm_warns_once_and_keeps_the_lora_from_before(trainer, digit_folders, tmp_path, monkeypatch):
     """The loss on normal images grows from step 3 on: the LoRA of step 2 is the one that --save-every wrote."""
-    healthy, harmful = ({"unlabeled": u, "trained": 1.1, "held_out": 1.0} for u in (1.1, 3.0))
+    healthy, harmful = ({"normal": u, "trained": 1.1, "held_out": 1.0} for u in (1.1, 3.5))
     measured = iter([healthy, healthy, harmful, harmful])
     monkeypatch.setattr("trainer.training.training_loop.TrainingLoop.loss_growth", lambda loop: next(measured))
     more = ["--steps", 4, "--save-state-every", 1, "--prior", 0.2, "--images", 0, "--name", "x", "--events", "jsonl"]

@@ -11,6 +11,7 @@ FILE = Path(__file__).parent / "digits.npz"
 PARTS = ("model", "folders", "held_out")
 PROMPT = "a photo of a digit"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NAME_PROMPTS = "a photo of the digit three | a photo of the digit seven"  # as in config.toml: no secret of anybody's
 SIZE_PX = 64
 SENSITIVE_SHARE = 0.2
 

@@ -7,7 +7,7 @@ the batch's gradient because samples are weighed by the whole batch's counts (pu
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+TOGETHER = 2**24  # numbers in one exchange: 64 MiB in fp32, more than a LoRA has
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,19 @@ class Ranks:
         return items if self.world == 1 else items[self.rank :: self.world]
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Add up each tensor over all ranks, in place and in one exchange. Args: tensors: of one dtype and device."""
-        if self.world > 1:
-            import torch.distributed
+        """Add up each tensor over all ranks, in place. Args: tensors: of one dtype and device.
 
-            together = torch.cat([tensor.flatten() for tensor in tensors])
+        Small ones go together: an exchange costs much beside what is in it. A copy of all would double a whole
+        network's gradient, so no more than TOGETHER numbers are copied at once.
+        """
+        if self.world == 1:
+            return
+        import torch.distributed
+
+        for group in _groups(tensors):
+            together = torch.cat([tensor.flatten() for tensor in group])
             torch.distributed.all_reduce(together)
-            for tensor, part in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
+            for tensor, part in zip(group, together.split([t.numel() for t in group]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def any(self, mine: bool, device: Any) -> bool:
@@ -96,3 +103,15 @@ def from_environment(*, is_cpu: bool = False) -> Ranks:
 
     state = PartialState(cpu=is_cpu or not torch.cuda.is_available(), timeout=PATIENCE)
     return Ranks(state.process_index, state.num_processes)
+
+
+def _groups(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in order, as many at once as TOGETHER numbers hold, or one that is larger."""
+    group: list[Tensor] = []
+    for tensor in tensors:
+        if group and sum(t.numel() for t in group) + tensor.numel() > TOGETHER:
+            yield group
+            group = []
+        group.append(tensor)
+    if group:
+        yield group

@@ -193,6 +193,8 @@ def _continue(merged: dict, own: dict, problems: list[str]) -> dict[str, Any]:
         problems.append(f"--resume: {where} holds no interrupted run. Give the --name and --output-dir it had.")
         return merged
     saved = {**read_toml(folder / "config.toml", problems), "name": folder.name, "output_dir": output}
+    if isinstance(saved.get("prior"), float):  # runs from before --sensitive-weight had the paper's
+        saved.setdefault("sensitive_weight", saved["prior"])
     if "data" in own:  # replaces both folders
         saved = {k: v for k, v in saved.items() if k not in ("unlabeled", "sensitive")}
     try:

@@ -10,7 +10,7 @@ from .parser import nearest
 from .train_config import TrainConfig
 
 HEADER_BYTES = 100_000_000  # safetensors' own limit
-OWN = ("name", "device")  # of the run that made the LoRA, not of its recipe
+OWN = ("name", "device", "metadata", "log_with")  # of the run that made the LoRA, not of its recipe
 
 
 def read_lora(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -90,44 +90,60 @@ class Held:
     def text(self, caption: str) -> Tensor:
         return self._text[caption]
 
+    def release(self) -> None:
+        """Let go of everything. Windows deletes no file that is still mapped."""
+        self._latents.clear()
+        self._text.clear()
 
-def hold(encoded: Encoded, *, most_mib: float | None = None) -> Held:
+
+def hold(encoded: Encoded, *, most_mib: float | None = None, processes: int = 1) -> Held:
     """Read all latents and text states into memory, or where they are too large for it, into one mapped file.
 
-    Args: most_mib: of memory; SHARE_OF_RAM of what is free if None.
+    Args:
+        most_mib: of memory; SHARE_OF_RAM of what is free if None.
+        processes: that share what is free.
     Raises: FileNotFoundError if one has been removed or damaged since it was encoded. OSError if the disk is full.
     """
-    most = SHARE_OF_RAM * free_ram_mib() if most_mib is None else most_mib
+    most = SHARE_OF_RAM * free_ram_mib() / processes if most_mib is None else most_mib
+    store = encoded.store
     keys = list(dict.fromkeys([*encoded.latent_keys.values(), *encoded.text_keys.values()]))
-    shapes = {key: encoded.store.require(key).shape for key in keys}
-    total = sum(shape.numel() for shape in shapes.values())
-    values = (encoded.store.require(key) for key in keys)
-    if 4 * total <= most * 2**20:
-        flat = torch.empty(total)
-        for place, value in zip(flat.split([shape.numel() for shape in shapes.values()]), values, strict=True):
-            place.copy_(value.flatten())
+    if sum(store.path(key).stat().st_size for key in keys) <= most * 2**20:
+        kept = {key: store.require(key) for key in keys}
     else:
-        flat = _mapped(encoded.store.folder / f"held-{os.getpid()}.bin", values, total)
-    parts = flat.split([shape.numel() for shape in shapes.values()])
-    kept = {key: part.view(shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
+        kept = _mapped(store, keys)
     return Held(
         {which: kept[key] for which, key in encoded.latent_keys.items()},
         {caption: kept[key] for caption, key in encoded.text_keys.items()},
     )
 
 
-def _mapped(path: Path, values: Iterable[Tensor], total: int) -> Tensor:
+def _mapped(store: Store, keys: Sequence[str]) -> dict[str, Tensor]:
     """Write fp32 tensors one after the other and map the file, which is gone from the folder where the system allows.
 
     Written first and mapped then: a map's own writes would end the process where the disk is full.
     """
+    _remove_left_behind(store.folder)
+    path, shapes = store.folder / f"held-{os.getpid()}.bin", []
     with open(path, "wb") as file:
-        for value in values:
+        for key in keys:
+            value = store.require(key)
+            shapes.append(value.shape)
             file.write(value.contiguous().numpy().data)
-    flat = torch.from_file(str(path), shared=False, size=total, dtype=torch.float32)
-    with contextlib.suppress(OSError):  # Windows keeps a mapped file; it goes with the run's cache
+    sizes = [shape.numel() for shape in shapes]
+    flat = torch.from_file(str(path), shared=False, size=sum(sizes), dtype=torch.float32)
+    with contextlib.suppress(OSError):  # Windows keeps it while it is mapped; see Held.release
         path.unlink()
-    return flat
+    return {key: part.view(shape) for key, part, shape in zip(keys, flat.split(sizes), shapes, strict=True)}
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove the files of processes that were killed."""
+    import psutil
+
+    for path in folder.glob("held-*.bin"):
+        with contextlib.suppress(OSError, ValueError):
+            if not psutil.pid_exists(int(path.stem.removeprefix("held-"))):
+                path.unlink()
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def of_training(events: Sequence[dict[str, Any]]) -> list[Chart]:
 
 def _growth(checkpoints: Sequence[dict[str, Any]]) -> Chart:
     names = {"trained": "sensitive images trained on", "held_out": "sensitive images held out: what carries over"}
-    known = [event for event in checkpoints if len(event.get("rises") or {}) == len(names)]
+    known = [event for event in checkpoints if names.keys() <= (event.get("rises") or {}).keys()]
     curves = {label: [1.0, *(event["rises"][name] for event in known)] for name, label in names.items()}
     x = [0, *(event["step"] for event in known)]
     return chart("Loss on sensitive images, against the start", "step", x, curves if known else {}, level=1)

@@ -39,7 +39,7 @@ class RunDir:
     @property
     def is_taken(self) -> bool:
         """Return whether a new run of this name would overwrite a file: of a run, or beside its LoRA."""
-        beside = ("-merged.safetensors", "-merged", "-model", ".md", ".json", ".preview.png")
+        beside = ("-merged.safetensors", "-merged", "-model", "-model.md", ".md", ".json", ".preview.png")
         return self.is_used or any(self.root.with_name(self.name + suffix).exists() for suffix in beside)
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PROJECT = "pu-unlearn"
-NAMED = ("wandb", "trackio", "comet_ml", "swanlab")  # whose runs have a name beside their project's
+NAMED = ("wandb", "trackio", "swanlab")  # whose runs have a name beside their project's
 
 
 class Tracker:
@@ -18,7 +18,7 @@ class Tracker:
         """
         from accelerate import Accelerator
 
-        key = "experiment_name" if kind in ("swanlab", "comet_ml") else "name"
+        key = "experiment_name" if kind == "swanlab" else "name"
         known = {name: value for name, value in settings.items() if value is not None}
         self._accelerator = Accelerator(log_with=kind)
         self._accelerator.init_trackers(

@@ -101,18 +101,13 @@ def is_memorising(growth: Mapping[str, float]) -> bool:
     return trained > MEMORISING_GROWTH - 1 and held_out < trained / 2
 
 
-def about_harm(growth: Mapping[str, float], prior: float) -> str | None:
-    """Interpret by what factor the loss on normal images has grown, which nobody has labelled.
+def about_harm(growth: Mapping[str, float]) -> str | None:
+    """Interpret by what factor the loss on normal images has grown.
 
-    The loss on unlabeled images is (1 - prior) times that on normal ones, and prior times that on sensitive ones.
-
-    Args: growth: by kind: "unlabeled", "trained", "held_out". prior: share of sensitive images among the unlabeled.
+    Args: growth: by kind; "normal" is what counts here.
     Returns: a sentence; None if it has hardly grown, or was not measured.
     """
-    sensitive = growth.get("held_out", growth.get("trained"))
-    if sensitive is None or "unlabeled" not in growth:
-        return None
-    normal = (growth["unlabeled"] - prior * sensitive) / (1 - prior)
+    normal = growth.get("normal", 1.0)
     if normal < HARMFUL_GROWTH:
         return None
     return (

@@ -66,13 +66,14 @@ def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
     if not seeds:
         return Evaluation(prompt, None, None, None, None, None)
     context.phase("pictures")
+    names = name_prompts(trained.job) if config.images else []
     judge = DigitJudge() if config.base == BUILTIN and config.rate_images else None
     grids, rates, named = {}, {}, {}
     for kind in ("before", "after"):
         with _base_unet(trained) if kind == "before" else contextlib.nullcontext(trained.network.unet) as unet:
             make = maker(trained.job, unet, context.check)
             images = make(prompt, seeds)
-            named[kind] = [make(name, list(range(NAMED))) for name in name_prompts(trained.job)]
+            named[kind] = [make(name, seeds[: min(NAMED, config.images)]) for name in names]
         if config.images:
             grids[kind] = context.run_dir.samples / f"{kind}.png"
             save_grid(images[: config.images], grids[kind])
@@ -88,7 +89,7 @@ def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
         judge.ceiling() if judge else None,
         tuple(
             _judged(name, before, after, judge)
-            for name, before, after in zip(name_prompts(trained.job), named["before"], named["after"], strict=True)
+            for name, before, after in zip(names, named["before"], named["after"], strict=True)
         ),
     )
 
@@ -101,10 +102,10 @@ def _judged(prompt: str, before: np.ndarray, after: np.ndarray, judge: DigitJudg
 def name_prompts(job: TrainingJob) -> list[str]:
     """Return the prompts that name what is sensitive.
 
-    They are those of --name-prompts, else the captions that sensitive images alone have, MOST_NAMED at most.
+    They are those of --name-prompts, else the captions that sensitive images alone have. Returns: MOST_NAMED at most.
     """
     if job.config.name_prompts:
-        return prompts(job.config.name_prompts)
+        return prompts(job.config.name_prompts)[:MOST_NAMED]
     shared = {sample.caption for sample in job.folders.unlabeled}
     own = [job.config.sensitive_prompt, *(sample.caption for sample in job.folders.sensitive)]
     return [name for name in dict.fromkeys(own) if name and name not in shared][:MOST_NAMED]

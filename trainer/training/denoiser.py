@@ -133,14 +133,29 @@ def calibrate(denoiser: Denoiser, samples: Sequence[Sample], *, samples_per_bin:
 
 @torch.no_grad()
 def probe(
-    denoiser: Denoiser, scale: LossScale, samples: Sequence[Sample], caption: str, *, n: int, micro_batch: int
-) -> float:
-    """Measure the mean loss of n samples with fixed noise and timesteps: comparable between calls."""
-    draws = [TrainingSample(i, samples[i % len(samples)], caption) for i in range(n)]
-    timesteps = denoiser.schedule.timesteps
-    t = torch.arange(n) * timesteps // n
-    total = 0.0
+    denoiser: Denoiser, scale: LossScale, samples: Sequence[Sample], caption: str | None, *, n: int, micro_batch: int
+) -> list[float]:
+    """Measure n losses with fixed noise and timesteps: comparable between calls.
+
+    Args: samples: walked in order. caption: for all of them; None: each has its own.
+    """
+    chosen = [samples[i % len(samples)] for i in range(n)]
+    draws = [TrainingSample(i, s, s.own_caption if caption is None else caption) for i, s in enumerate(chosen)]
+    t = torch.arange(n) * denoiser.schedule.timesteps // n
+    found: list[float] = []
     for i in range(0, n, micro_batch):
         part = slice(i, i + micro_batch)
-        total += scale.losses(*denoiser.errors(draws[part], PROBE_STEP, t[part])).sum().item()
-    return total / n
+        found += scale.losses(*denoiser.errors(draws[part], PROBE_STEP, t[part])).tolist()
+    return found
+
+
+def normal_growth(before: Sequence[float], now: Sequence[float], prior: float) -> float:
+    """Return by what factor the loss on normal images has grown, which nobody has labelled.
+
+    It is that of the unlabeled samples without the share `prior` whose loss grew most: so much of them is sensitive.
+
+    Args: before, now: [n] losses of the same samples.
+    """
+    growth = np.array(now) / np.array(before)
+    kept = growth.argsort()[: max(1, round((1 - prior) * len(growth)))]
+    return float(np.array(now)[kept].sum() / np.array(before)[kept].sum())

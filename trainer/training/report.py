@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL.Image import Image, fromarray
 
-from ..builtin import BUILTIN
+from ..builtin import digits
 from ..common.wording import counted
 from ..config.train_config import TrainConfig, to_toml
 from ..data.contact_sheet import tiles
@@ -24,12 +24,13 @@ def warnings(trained: TrainedModel, evaluation: Evaluation) -> list[str]:
     if config.objective == "unsupervised":  # the baseline that does not unlearn
         return []
     before, after, ceiling = evaluation.before, evaluation.after, evaluation.ceiling
-    found = [verdict.about_harm(growth, float(config.prior))]
-    found.append(verdict.about_negative_risk(trained.negative_steps, config.steps, float(config.prior)))
+    found = [verdict.about_harm(growth)]
+    if config.objective in ("pu", "nnpu"):
+        found.append(verdict.about_negative_risk(trained.negative_steps, config.steps, float(config.prior)))
     if before and after and ceiling:
         intervals = before.interval, after.interval
         found.append(verdict.about_rates(before.share, after.share, best=ceiling.share, intervals=intervals))
-    show = config.metadata == "full" or config.base == BUILTIN
+    show = config.metadata == "full" or config.name_prompts == digits.NAME_PROMPTS
     judged = [
         (named.prompt if show else "…", named.before_rate, named.after_rate)
         for named in evaluation.named
@@ -96,7 +97,7 @@ def write(trained: TrainedModel, evaluation: Evaluation, result: Path, run_dir: 
 
 
 GROWN = {
-    "unlabeled": "unlabeled images",
+    "normal": "normal images, estimated",
     "trained": "sensitive images trained on",
     "held_out": "sensitive images held out",
 }
@@ -123,7 +124,7 @@ def _facts(trained: TrainedModel, config: TrainConfig) -> list[tuple[str, str]]:
 
 def _write_sidecars(trained: TrainedModel, evaluation: Evaluation, result: Path, config: TrainConfig) -> None:
     """Write the model card, and beside a file its preview and notes. Args: config: as others may see it."""
-    name, answer = result.stem, _answer(trained, evaluation)
+    name, answer = result.name if result.is_dir() else result.stem, _answer(trained, evaluation)
     found = _rates(evaluation)
     sidecars.write_card(
         result.with_name(f"{name}.md"),

@@ -13,7 +13,7 @@ from ..common.wording import counted
 from ..config.train_config import to_toml, with_absolute_paths
 from ..data import sampler
 from ..data.job import TrainingJob
-from ..data.latent_cache import Encoded, LatentCache, hold
+from ..data.latent_cache import Encoded, Held, LatentCache, hold
 from ..generation.preservation import preservation_samples
 from ..memory import devices, planner
 from ..memory.memory_plan import DTYPES, MemoryPlan
@@ -170,7 +170,7 @@ def _load_loop(prepared: Prepared, context: RunContext, plan: MemoryPlan, state:
     denoiser = Denoiser(
         network.unet,
         DTYPES[plan.precision],
-        hold(prepared.encoded),
+        hold(prepared.encoded, processes=context.ranks.world),
         base_model.load_noise_schedule(job.base),
         job.config.seed,
         context.device,
@@ -219,6 +219,8 @@ def _train_and_save(
         save_result(job, context, loop, started)
         save_merged(job, context, loop)
     context.ranks.wait()  # others may still read
+    if isinstance(loop.denoiser.encoded, Held):
+        loop.denoiser.encoded.release()
     if not config.keep_cache:
         context.run_dir.remove_cache()  # every machine has its own
     return TrainedModel(job, loop.learner.network, context.device, growth, loop.progress.negative)
@@ -251,7 +253,7 @@ class _HarmWatch:
         config = job.config
         if self.has_warned or not context.ranks.is_first or config.objective == "unsupervised":
             return
-        harm = verdict.about_harm(growth, float(config.prior))
+        harm = verdict.about_harm(growth)
         if not harm:
             self.good = (loop.progress.step, loop.learner.network.weights()) if config.network == "lora" else None
             return

@@ -88,7 +88,7 @@ def _save_lora(
         "pu_prior": str(config.prior),
         "pu_steps": str(step),
         "pu_base_error": json.dumps(None if loop.scale.base_error is None else loop.scale.base_error.tolist()),
-        "pu_risks": json.dumps(_finite(asdict(loop.last)) if loop.last else None),
+        "pu_risks": json.dumps(_finite(asdict(loop.last)) if loop.last and loop.last.step == step else None),
         "pu_versions": json.dumps({"pu-unlearn": __version__, **{name: version(name) for name in LIBRARIES}}),
     }
     if config.metadata == "full":

@@ -6,8 +6,10 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..common.errors import NonFinite, Stopped
@@ -21,12 +23,13 @@ from ..memory.memory_plan import MemoryPlan
 from ..objective import pu_loss, step_gradient
 from ..objective.temperature import LossScale, min_snr_weight
 from ..reporting.run_context import RunContext
-from .denoiser import Denoiser, calibrate, probe
+from .denoiser import Denoiser, calibrate, normal_growth, probe
 from .feeding import FedStep, Feeder, MicroBatch
 from .learner import Learner
 from .optimizers import lr_factor
 
 PROBE_SAMPLES = 20
+UNLABELED_PROBES = 3  # times as many: a few of them are sensitive, and how many is left to chance
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class TrainingLoop:
         self.weights = pu_loss.Weights(config.objective, float(config.prior), *sizes, self._sensitive_weight())
         self.progress = Progress()
         self._scale: LossScale | None = None
-        self.first_probe: dict[str, float] = {}
+        self.first_probe: dict[str, list[float]] = {}
         self.last: StepReport | None = None
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # timesteps and errors of this step's unlabeled
 
@@ -130,20 +133,30 @@ class TrainingLoop:
         for parameter in self.learner.parameters:
             parameter.grad = None
 
-    def _probes(self) -> dict[str, float]:
-        """Measure the loss on unlabeled images, and on sensitive ones: those trained on, and those held out."""
-        folders = self.folders
-        kinds = {"unlabeled": folders.unlabeled, "trained": folders.sensitive, "held_out": folders.held_out}
-        caption, n = self.folders.unlabeled[0].caption or "", PROBE_SAMPLES
+    def _probes(self) -> dict[str, list[float]]:
+        """Measure losses on unlabeled images, and on sensitive ones: those trained on, and those held out."""
+        folders, n = self.folders, PROBE_SAMPLES
+        order = np.random.default_rng(self.config.seed).permutation(len(folders.unlabeled))  # files may lie sorted
+        mixed, caption = [folders.unlabeled[i] for i in order], folders.unlabeled[0].caption or ""
+        kinds = {
+            "unlabeled": (mixed, None, UNLABELED_PROBES * n),
+            "trained": (folders.sensitive, caption, n),
+            "held_out": (folders.held_out, caption, n),
+        }
         return {
             kind: probe(self.denoiser, self.scale, samples, caption, n=n, micro_batch=self.micro_batch)
-            for kind, samples in kinds.items()
+            for kind, (samples, caption, n) in kinds.items()
             if samples
         }
 
     def loss_growth(self) -> dict[str, float]:
-        """Measure by what factors the losses have grown since the start: "unlabeled", "trained", "held_out"."""
-        return {k: v / self.first_probe[k] for k, v in self._probes().items() if k in self.first_probe}
+        """Measure by what factor each loss has grown: "normal" (estimated), "trained", "held_out"."""
+        pairs = {k: (self.first_probe[k], now) for k, now in self._probes().items() if k in self.first_probe}
+        found = {k: fmean(now) / fmean(before) for k, (before, now) in pairs.items() if k != "unlabeled"}
+        before, now = pairs.get("unlabeled", ([], []))
+        if before and len(before) == len(now):  # another version may have measured another number
+            found["normal"] = normal_growth(before, now, float(self.config.prior))
+        return found
 
     def steps(self) -> Iterator[StepReport]:
         """Train to the last step, yielding after each one.
@@ -279,6 +292,9 @@ class TrainingLoop:
         """Continue where `state` was taken."""
         self.progress = Progress(**state["progress"])
         self.learner.restore(state)
-        self.first_probe = state["first_probe"]
+        # a version before saved one mean for each kind
+        self.first_probe = {
+            kind: losses if isinstance(losses, list) else [losses] for kind, losses in state["first_probe"].items()
+        }
         mode = "plain" if self.config.objective == "unsupervised" else self.config.temperature_mode
         self._scale = LossScale(mode, self.config.temperature, state["base_error"], self.denoiser.schedule.timesteps)

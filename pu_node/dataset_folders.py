@@ -6,9 +6,9 @@ An unchanged batch is then the same folder with the same files, which is not tra
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,10 +30,11 @@ def of_images(pictures: Sequence[Image.Image], captions: Sequence[str], root: Pa
         raise ValueError("no images came through the link")
     texts = _one_for_each(captions, len(pictures))
     files: dict[str, tuple[Image.Image, str]] = {}
+    seen: Counter[str] = Counter()  # the same picture may be there twice
     for picture, text in zip(pictures, texts, strict=True):
         name = _hash(f"{picture.mode} {picture.size} {text}\0".encode() + picture.tobytes())
-        number = sum(other.startswith(name) for other in files)  # the same picture may be there twice
-        files[f"{name}-{number}" if number else name] = (picture, text)
+        files[f"{name}-{seen[name]}" if seen[name] else name] = (picture, text)
+        seen[name] += 1
 
     def write(folder: Path) -> None:
         for name, (picture, text) in files.items():
@@ -45,7 +46,7 @@ def of_images(pictures: Sequence[Image.Image], captions: Sequence[str], root: Pa
 
 
 def of_folders(folders: Sequence[Path], root: Path, digests: result_cache.Digests, apart: Sequence[Path] = ()) -> Path:
-    """Put the files of several folders into one below root, as links where the disk has them. Return it.
+    """Put copies of the files of several folders into one below root. Return it.
 
     Args: apart: folders that do not belong to them where they lie inside.
     """
@@ -59,7 +60,7 @@ def of_folders(folders: Sequence[Path], root: Path, digests: result_cache.Digest
             for file in wanted(folder):
                 place = target / str(i) / file.relative_to(folder)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                _link(file, place)
+                shutil.copyfile(file, place)
 
     found = [digests.of_files(folder, wanted(folder)) for folder in folders]
     digests.save()
@@ -89,13 +90,6 @@ def _made(folder: Path, write: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
-
-
-def _link(file: Path, place: Path) -> None:
-    try:
-        os.link(file, place)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(file, place)
 
 
 def _hash(data: bytes) -> str:

@@ -34,6 +34,11 @@ def _one(values: Any) -> Any:
     return values[0] if isinstance(values, list | tuple) else values
 
 
+def _is_given(value: Any) -> bool:
+    """Whether something came: a link may deliver None, which is in a list like all that comes."""
+    return any(one is not None for one in value) if isinstance(value, list | tuple) else value is not None
+
+
 def _folders(values: Mapping[str, Any]) -> dict[str, list[Path]]:
     """Return the chosen folders of each kind, without the first one where images come through a link.
 
@@ -43,7 +48,7 @@ def _folders(values: Mapping[str, Any]) -> dict[str, list[Path]]:
 
     found: dict[str, list[Path]] = {}
     for kind in KINDS:
-        first = [] if f"{kind}_images" in values else [(kind, values[kind])]
+        first = [] if f"{kind}_images" in values else [(kind, values.get(kind))]
         more = [(f"more_{kind}", name.strip()) for name in (values.get(f"more_{kind}") or "").split("|")]
         named = [*first, *((widget, name) for widget, name in more if name)]
         found[kind] = [comfy_host.input_folder(name, widget) for widget, name in named if name is not None]
@@ -169,7 +174,8 @@ class PUDataset(io.ComfyNode):
     def execute(cls, **given: Any) -> io.NodeOutput:
         from . import comfy_host
 
-        values = {name: value if name in LISTS else _one(value) for name, value in given.items() if value is not None}
+        given = {name: value for name, value in given.items() if _is_given(value)}
+        values = {name: value if name in LISTS else _one(value) for name, value in given.items()}
         folders = _folders(values)
         dataset = {
             **_places(folders, values),
@@ -191,6 +197,8 @@ def _places(folders: Mapping[str, Sequence[Path]], values: Mapping[str, Any]) ->
     from . import comfy_host
 
     sources = {kind: [*folders[kind], *_written(kind, values)] for kind in KINDS}
+    if empty := [kind for kind, given in sources.items() if not given]:
+        raise ValueError(f"{empty[0]}: choose a folder, or connect images")
     is_plain = all(len(given) == 1 for given in sources.values())
     found = {}
     for kind, other in zip(KINDS, reversed(KINDS), strict=True):
@@ -207,6 +215,8 @@ def _written(kind: str, values: Mapping[str, Any]) -> list[Path]:
     from . import comfy_host
 
     if f"{kind}_images" not in values:
+        if values.get(f"{kind}_captions"):
+            raise ValueError(f"{kind} captions: they belong to {kind} images; connect those, too")
         return []
     captions = values.get(f"{kind}_captions") or []
     texts = [captions] if isinstance(captions, str) else [text or "" for text in captions]

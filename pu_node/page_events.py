@@ -101,7 +101,10 @@ def _plan(settings: Mapping[str, Any]) -> Iterator[str]:
             if event["event"] == "data":
                 yield event["text"]
             elif event["event"] == "plan":
-                yield from (*_verdict(event), *event["lines"])
+                told = (
+                    event["lines"] if event.get("budget_gib") is None else event["lines"][:-1]
+                )  # the last is the verdict
+                yield from (*_verdict(event), *told)
 
 
 def _verdict(event: Mapping[str, Any]) -> list[str]:

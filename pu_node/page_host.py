@@ -47,10 +47,18 @@ def free_name(host: Host, name: str) -> str:
 
 
 def interrupted(output: Path) -> str | None:
-    """Return the name of the training that was written to last and did not end; None without one."""
+    """Return the name of the training that was written to last and can be resumed; None without one.
+
+    The trainer resumes the same ones: those with a state, or stopped before there was a result.
+    """
     runs = [config.parent for config in output.glob("*/config.toml")]
-    open_runs = [run for run in runs if not _is_done(run)]
+    open_runs = [run for run in runs if _is_resumable(run) and not _is_done(run)]
     return max(open_runs, key=_written, default=output).name if open_runs else None
+
+
+def _is_resumable(run: Path) -> bool:
+    is_fresh = not any(run.with_name(f"{run.name}{end}").exists() for end in (".safetensors", "-model"))
+    return is_fresh or any((run / "state").glob("step*.safetensors"))
 
 
 def _is_done(run: Path) -> bool:
@@ -68,7 +76,7 @@ def _written(run: Path) -> float:
 
 def saved_settings(run: Path) -> dict[str, Any]:
     """Return the settings of a run. Its config.toml has only lines of the form name = JSON."""
-    pairs = (line.partition(" = ") for line in (run / "config.toml").read_text(encoding="utf-8").splitlines())
+    pairs = (line.partition(" = ") for line in (run / "config.toml").read_text(encoding="utf-8").split("\n"))
     return {name: json.loads(value) for name, equals, value in pairs if equals}
 
 

@@ -47,9 +47,17 @@ def key_of(settings: Mapping[str, Any], inputs: Mapping[str, Path], digests: Dig
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the files in a folder and its subfolders, without what systems leave there."""
-    found = (path for path in folder.rglob("*") if path.name not in LITTER)
-    return sorted(p for p in found if not any(n.startswith(".") for n in p.relative_to(folder).parts) and p.is_file())
+    """Return the files in a folder and its subfolders, also linked ones, without what systems leave there."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, names, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        found += [Path(place, name) for name in files if not name.startswith(".") and name not in LITTER]
+    return sorted(path for path in found if path.is_file())
 
 
 class Digests:

@@ -125,7 +125,7 @@ def checkpoint(name: str) -> Path | None:
         return None
     import folder_paths
 
-    made = Path(name)  # not resolved: on Windows that would contact the host in a name such as \\\\host\\share
+    made = Path(name)  # not resolved: on Windows that would contact the host in a name such as \\host\share
     if made_folder() / "checkpoints" == made.parent and made.suffix == ".safetensors" and made.is_file():
         return made
     if name not in folder_paths.get_filename_list("checkpoints"):

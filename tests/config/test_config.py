@@ -269,3 +269,14 @@ def test_saved_paths_mean_the_same_from_every_folder(tmp_path, monkeypatch):
     (Path.cwd() / "model.safetensors").touch()
     named = with_absolute_paths(config.model_copy(update={"base": "model.safetensors"}))
     assert named.base == str(Path.cwd() / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("more", "weight"), [("", 0.2), ("sensitive_weight = 0.7\n", 0.7), ('sensitive_weight = "auto"\n', "auto")]
+)
+def test_a_run_from_before_the_sensitive_weight_keeps_the_papers(tmp_path, more, weight):
+    """Its config.toml has none: resumed, it would go on with another objective."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.toml").write_text(f'base = "builtin"\nprior = 0.2\n{more}')
+    found = parse(["--resume", "--name", "x", "--output-dir", str(tmp_path)], CONFIG, needs_images=False).config
+    assert found.sensitive_weight == weight

@@ -44,6 +44,12 @@ def test_paths_name_and_device_stay_with_the_run_that_had_them(lora):
     assert str(found.output_dir) == "output"
 
 
+def test_what_is_shown_to_others_is_not_taken_over(lora):
+    """Somebody else's choice must neither open this run's metadata nor send its numbers anywhere."""
+    found = read(lora({**TOLD, "metadata": "full", "log_with": "wandb"}))
+    assert (found.metadata, found.log_with) == ("safe", None)
+
+
 def test_settings_of_a_builtin_run_make_the_builtin_run_again(lora):
     found = parse(["--settings-from", lora({**TOLD, "base": BUILTIN})], CONFIG)
     assert found.is_builtin

@@ -1,5 +1,6 @@
 """PU Dataset: images of the graph, several folders, and what is made of them for the trainer."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,33 @@ def test_several_folders_are_one_to_the_trainer(comfy):
     comfy.folder("two/sub", "changed")
     assert node.fingerprint_inputs(**values, sensitive=["sensitive"]) != before
     assert made(comfy, **values)["unlabeled"] != str(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_linked_images_and_folders_are_taken_along(comfy):
+    """As the trainer reads them; and a copy stays what it was when the file behind it changes."""
+    comfy.folder("one", "a")
+    comfy.folder("two", "b")
+    comfy.folder("store", "c")
+    one, store = comfy.root / "input" / "one", comfy.root / "input" / "store"
+    (one / "linked.png").symlink_to(Path("..") / "store" / "0.png")
+    (one / "below").symlink_to(store, target_is_directory=True)
+    (one / "back").symlink_to(one, target_is_directory=True)
+    folder = Path(made(comfy, unlabeled="one", more_unlabeled="two")["unlabeled"])
+    found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.png")}
+    assert found == {"0/0.png": "a", "0/linked.png": "c", "0/below/0.png": "c", "1/0.png": "b"}
+    (store / "0.png").write_text("changed in place")
+    assert (folder / "0" / "linked.png").read_text() == "c"
+    assert made(comfy, unlabeled="one", more_unlabeled="two")["unlabeled"] != str(folder)
+
+
+def test_captions_without_images_and_links_that_deliver_nothing(comfy):
+    comfy.folder("one")
+    with pytest.raises(ValueError, match="unlabeled captions: they belong to unlabeled images"):
+        made(comfy, unlabeled=["one"], unlabeled_captions=["a"])
+    assert made(comfy, unlabeled=["one"], unlabeled_images=[None])["unlabeled"] == str(comfy.root / "input" / "one")
+    with pytest.raises(ValueError, match="unlabeled: choose a folder, or connect images"):
+        made(comfy, unlabeled=[None])
 
 
 def test_a_sensitive_folder_inside_the_unlabeled_one_stays_apart(comfy):

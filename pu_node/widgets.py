@@ -131,6 +131,7 @@ def make(io: Any, name: str, **changes: Any) -> Any:
     kind = kind_of(field)
     if shared["default"] in (None, "auto") and kind in ("integer", "number"):
         low, shared["default"] = 0, 0  # means "not set", see `given`
+        shared["tooltip"] = shared["tooltip"].replace("auto: ", "0: ")
     if name in LABELS:
         shared["display_name"] = LABELS[name]
     if kind == "combo":

@@ -1,4 +1,5 @@
-"""Writes the templates in workflows/ (UI form) and their API forms in tests/workflows/, from one description each.
+"""Writes the templates in workflows/ (UI form) and their API forms in tests/workflows/, from one description each, and
+the blueprint in subgraphs/: a node with others inside, which ComfyUI lists like a node.
 
     python tests/make_workflows.py
 
@@ -6,6 +7,7 @@ A test holds the files against this script, and against the nodes of a real Comf
 """
 
 import json
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -466,6 +468,51 @@ WORKFLOWS = {
 }
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """A subgraph that ComfyUI's page lists as a node. Each of its inputs and outputs stands for those of nodes inside.
+
+    inputs: name -> places inside, (id, input); of a widget: one place. outputs: name -> (id, output).
+    """
+
+    about: str
+    columns: list[Column]
+    inputs: dict[str, list[tuple[int, str]]]
+    outputs: dict[str, tuple[int, str]]
+
+
+BLUEPRINTS = {
+    "PU Unlearn and compare": Blueprint(
+        about="Trains a LoRA that does not generate what the sensitive images show, and makes pictures from the same "
+        "seeds without and with it.",
+        columns=[
+            Column(480, {1: Use("PUUnlearn", 1420, {**SD_TRAIN, **LEARN})}),
+            Column(
+                440,
+                {
+                    2: Use("PUApplyLoRA", 190, {"lora_name": "[from input]", "strength": 1.0}, {"lora": (1, "lora")}),
+                    3: Use("PUCompare", 690, COMPARE, {"after": (2, "model")}),
+                },
+            ),
+        ],
+        inputs={
+            "dataset": [(1, "dataset")],
+            "checkpoint_link": [(1, "checkpoint_link")],
+            "model": [(2, "model"), (3, "before")],
+            "clip": [(2, "clip"), (3, "clip")],
+            "vae": [(3, "vae")],
+            "steps": [(1, "steps")],
+            "temperature": [(1, "temperature")],
+            "name": [(1, "name")],
+            "prompt": [(3, "prompt")],
+            "count": [(3, "count")],
+        },
+        outputs={"grid": (3, "grid"), "curve": (1, "curve"), "report": (1, "report"), "lora": (1, "lora")},
+    )
+}
+WIDGET_TYPES = {"steps": "INT", "temperature": "FLOAT", "name": "STRING", "prompt": "STRING", "count": "INT"}
+
+
 def _boxes(columns: list[Column]) -> dict[int, tuple[list[int], list[int]]]:
     """Return place and size of each node by its id."""
     found, x = {}, 0
@@ -553,6 +600,106 @@ def ui_form(columns: list[Column]) -> dict[str, Any]:
     }
 
 
+def blueprint_form(name: str, blueprint: Blueprint) -> dict[str, Any]:
+    """Return the file of a blueprint: a workflow with one node, whose type is the subgraph in its `definitions`."""
+    inner = ui_form(blueprint.columns)
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    links = [
+        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
+        for link in inner["links"]
+    ]
+    inputs, outputs = [], []
+    for slot, (label, places) in enumerate(blueprint.inputs.items()):
+        kind = WIDGET_TYPES.get(label) or dict(NODES[nodes[places[0][0]]["type"]][1])[places[0][1]]
+        ids = []
+        for number, wanted in places:
+            slots = nodes[number]["inputs"]
+            if label in WIDGET_TYPES:
+                slots.append({"name": wanted, "type": kind, "widget": {"name": wanted}, "link": None})
+            target = [s["name"] for s in slots].index(wanted)
+            ids.append(len(links) + 1)
+            slots[target]["link"] = ids[-1]
+            links.append(_inner_link(ids[-1], (INPUTS, slot), (number, target), kind))
+        inputs.append({"id": _uuid(name, "input", label), "name": label, "type": kind, "linkIds": ids})
+    for slot, (label, (number, wanted)) in enumerate(blueprint.outputs.items()):
+        source = _slot(nodes[number]["type"], wanted)
+        end = nodes[number]["outputs"][source]
+        links.append(_inner_link(len(links) + 1, (number, source), (OUTPUTS, slot), end["type"]))
+        end["links"] = [*(end["links"] or []), len(links)]
+        outputs.append(
+            {"id": _uuid(name, "output", label), "name": label, "type": end["type"], "linkIds": [len(links)]}
+        )
+    right = max(node["pos"][0] + node["size"][0] for node in nodes.values())
+    subgraph = {
+        "id": _uuid(name),
+        "version": 1,
+        "state": {"lastGroupId": 0, "lastNodeId": max(nodes), "lastLinkId": len(links), "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": name,
+        "description": blueprint.about,
+        "inputNode": {"id": INPUTS, "bounding": [-240, 0, 120, 20 * len(inputs) + 40]},
+        "outputNode": {"id": OUTPUTS, "bounding": [right + 120, 0, 120, 20 * len(outputs) + 40]},
+        "inputs": inputs,
+        "outputs": outputs,
+        "widgets": [],
+        "nodes": inner["nodes"],
+        "groups": [],
+        "links": links,
+        "extra": {},
+    }
+    return {
+        **inner,
+        "last_node_id": max(nodes) + 1,
+        "last_link_id": 0,
+        "nodes": [_blueprint_node(max(nodes) + 1, subgraph, blueprint)],
+        "links": [],
+        "definitions": {"subgraphs": [subgraph]},
+    }
+
+
+INPUTS, OUTPUTS = -10, -20  # ids by which links inside a subgraph name its own inputs and outputs
+
+
+def _inner_link(number: int, origin: tuple[int, int], target: tuple[int, int], kind: str) -> dict[str, Any]:
+    return {
+        "id": number,
+        "origin_id": origin[0],
+        "origin_slot": origin[1],
+        "target_id": target[0],
+        "target_slot": target[1],
+        "type": kind,
+    }
+
+
+def _blueprint_node(number: int, subgraph: dict[str, Any], blueprint: Blueprint) -> dict[str, Any]:
+    values = {n: use.values for column in blueprint.columns for n, use in column.uses.items()}
+    slots = [{"name": one["name"], "type": one["type"], "link": None} for one in subgraph["inputs"]]
+    for slot in slots:
+        if slot["name"] in WIDGET_TYPES:
+            slot["widget"] = {"name": slot["name"]}
+    places = [blueprint.inputs[slot["name"]][0] for slot in slots if "widget" in slot]
+    return {
+        "id": number,
+        "type": subgraph["id"],
+        "pos": [0, 0],
+        "size": [400, 420],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": slots,
+        "outputs": [{"name": one["name"], "type": one["type"], "links": []} for one in subgraph["outputs"]],
+        "title": subgraph["name"],
+        "properties": {},
+        "widgets_values": [values[node][widget] for node, widget in places],
+    }
+
+
+def _uuid(*words: str) -> str:
+    """Return an id that stays the same each time the files are made."""
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, "/".join(("pu-unlearn", *words))))
+
+
 def _link_to(links: list, node: int, slot: int) -> int | None:
     return next((link[0] for link in links if link[3:5] == [node, slot]), None)
 
@@ -568,6 +715,9 @@ def files() -> dict[Path, str]:
         ui, api = ROOT / "workflows", ROOT / "tests" / "workflows"
         found[ui / f"{name}.json"] = json.dumps(ui_form(LAYOUTS[name]), indent=1, ensure_ascii=False) + "\n"
         found[api / f"{name}.json"] = json.dumps(api_form(uses), indent=1, ensure_ascii=False) + "\n"
+    for name, blueprint in BLUEPRINTS.items():
+        text = json.dumps(blueprint_form(name, blueprint), indent=1, ensure_ascii=False) + "\n"
+        found[ROOT / "subgraphs" / f"{name}.json"] = text
     return found
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from make_workflows import NODES, WORKFLOWS, files
+from make_workflows import BLUEPRINTS, NODES, OURS, WORKFLOWS, files
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +93,7 @@ def test_templates_are_what_their_script_writes():
     for path, text in files().items():
         assert path.read_text(encoding="utf-8") == text, "make them again: python tests/make_workflows.py"
     assert {p.stem for p in (ROOT / "workflows").glob("*.json")} == set(WORKFLOWS)
+    assert {p.stem for p in (ROOT / "subgraphs").glob("*.json")} == set(BLUEPRINTS)
 
 
 def test_templates_have_thumbnails():
@@ -116,6 +117,33 @@ def test_links_of_the_templates_fit():
         for node in nodes.values():
             widgets = NODES[node["type"]][0]
             assert len(node["widgets_values"]) == len(widgets) + ("seed" in widgets)
+
+
+def test_links_inside_a_blueprint_fit():
+    """Ids, types and both ends agree, inside and at its border; its node shows the values of the widgets inside."""
+    for name in BLUEPRINTS:
+        workflow = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text(encoding="utf-8"))
+        (outer,), (graph,) = workflow["nodes"], workflow["definitions"]["subgraphs"]
+        assert outer["type"] == graph["id"]
+        assert [slot["name"] for slot in outer["inputs"]] == [slot["name"] for slot in graph["inputs"]]
+        assert [slot["name"] for slot in outer["outputs"]] == [slot["name"] for slot in graph["outputs"]]
+        assert len(outer["widgets_values"]) == sum("widget" in slot for slot in outer["inputs"])
+        nodes = {node["id"]: node for node in graph["nodes"]}
+        assert {node["type"] for node in nodes.values()} <= OURS
+        for link in graph["links"]:
+            if link["origin_id"] == graph["inputNode"]["id"]:
+                source = graph["inputs"][link["origin_slot"]]
+                assert link["id"] in source["linkIds"]
+            else:
+                source = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]
+                assert link["id"] in source["links"]
+            if link["target_id"] == graph["outputNode"]["id"]:
+                target = graph["outputs"][link["target_slot"]]
+                assert link["id"] in target["linkIds"]
+            else:
+                target = nodes[link["target_id"]]["inputs"][link["target_slot"]]
+                assert link["id"] == target["link"]
+            assert source["type"] == target["type"] == link["type"]
 
 
 def test_an_installed_package_has_the_page_and_its_command():

@@ -19,6 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
 pytestmark = [needs_comfyui, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 __all__ = ["server"]
 
+BLUEPRINTS = sorted(p.stem for p in (ROOT / "subgraphs").glob("*.json"))
 TEMPLATES = sorted(p.stem for p in (ROOT / "workflows").glob("*.json"))
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.PUUnlearn"
 # the server tells by events what a node shows and whether the prompt went through
@@ -125,6 +126,26 @@ def test_no_two_nodes_of_a_template_overlap(page, shoot, stem, renderer):
     assert len(boxes) == len(saved["nodes"])
     for (i, a), (j, b) in itertools.combinations(enumerate(boxes), 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (i, j)
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_a_blueprint_opens_and_stands_for_what_is_inside(page, shoot, name):
+    """Its file is a workflow too: opened, its prompt has the nodes inside with their values and links."""
+    saved = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text())
+    page.evaluate("(saved) => app.loadGraphData(saved)", saved)
+    page.wait_for_function("() => app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph", timeout=20000)
+    page.evaluate("() => app.graph.nodes[0].widgets.find((w) => w.name === 'steps').value = 7")
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    inside = {node["class_type"]: (number, node["inputs"]) for number, node in prompt.items()}
+    assert set(inside) == {"PUUnlearn", "PUApplyLoRA", "PUCompare"}
+    unlearn, apply, compare = (inside[kind] for kind in ("PUUnlearn", "PUApplyLoRA", "PUCompare"))
+    assert unlearn[1]["steps"] == 7
+    assert unlearn[1]["name"] == "pu-lora"
+    assert apply[1]["lora"] == [unlearn[0], 0]
+    assert compare[1]["after"] == [apply[0], 0]
+    assert compare[1]["prompt"] == "a photo of a man"
+    page.evaluate(FIT)
+    shoot("blueprint")
 
 
 def run(page, stem, shoot, **widgets):

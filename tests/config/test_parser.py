@@ -42,7 +42,7 @@ OPTIONS = {  # of each command: users' scripts name them
     max-token-length noise-offset save-every lr-scheduler lr-scheduler-cycles lr-scheduler-power""",
     "evaluate": """base vae prediction-type lora strength device resolution steps guidance clip-skip unlearned prompt n
     first-seed precision out labeled encoder judge sensitive-labels clip normal-text sensitive-text normal
-    retain-prompts paraphrases strengths sensitive relearn relearn-lr invert events follow-parent""",
+    retain-prompts paraphrases name-prompts strengths sensitive relearn relearn-lr invert events follow-parent""",
     "sample": """base vae prediction-type lora strength device resolution steps sampler negative-prompt guidance
     clip-skip max-token-length prompt seeds out""",
     "make-data": """events follow-parent base vae prediction-type out unlabeled-prompt n-unlabeled contaminate-prompt

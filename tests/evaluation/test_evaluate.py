@@ -18,10 +18,13 @@ from trainer.data.folders import Folders, Sample
 from trainer.data.images import images_in
 from trainer.data.job import TrainingJob
 from trainer.evaluation import findings
+from trainer.evaluation.options import read_options
+from trainer.evaluation.report import DOUBTS
 from trainer.metrics import image_quality, judges
 from trainer.metrics.judges import Accuracy, Judge
 from trainer.metrics.statistics import components, frechet_distance, kernel_distance, paired, wilson
 from trainer.models import base_model
+from trainer.reporting.run_dir import RunDir
 from trainer.reporting.verdict import (
     about_growth,
     about_harm,
@@ -126,7 +129,7 @@ def test_a_judge_that_may_be_guessing(accuracy, is_chance):
 
 def test_too_few_pictures_are_said():
     judge = Judge("a judge", None, Accuracy(99, 100, 99, 100))
-    nothing_else = {key: {} for key in ("quality", "drift", "paraphrases", "relearned", "inverted")}
+    nothing_else = {key: {} for key in ("quality", "drift", "paraphrases", "named", "relearned", "inverted")}
     few = {**findings.rates(*pairs_of(4, 2, 14), judge), **nothing_else}
     lines = findings.describe(few, judge, None).lines
     assert any("show no difference that chance would not make; for one of this size take about" in x for x in lines)
@@ -172,9 +175,12 @@ def test_a_lora_is_measured_and_a_second_call_makes_no_picture_again(tmp_path, l
     assert (at_1["drift"] > 0, at_1["hits"]) == (True, found["after"]["hits"])
     page = (tmp_path / "evaluate.html").read_text()
     assert "What this does not show" in page
-    assert page.count("data:image/png") == 2 * 24 + 2 * 16  # each seed of the prompt and of the retained one
+    # each seed of the prompt, of the retained one, and a few of the two that name what should be gone
+    assert page.count("data:image/png") == 2 * 24 + 2 * 16 + 2 * 2 * 8
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
-    assert len(made) == 4 * 24 + 4 * 16
+    assert len(made) == 4 * 24 + 4 * 16 + 2 * 2 * 24
+    assert set(found["named"]) == {"a photo of the digit three", "a photo of the digit seven"}
+    assert found["named"]["a photo of the digit three"]["before"]["rate"] < 0.5
     assert evaluate(tmp_path, "--lora", lora) == found
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.glob("pictures/*/*.png")}
     evaluate(tmp_path, "--lora", lora, "--first-seed", "5", n=4)
@@ -445,6 +451,29 @@ def test_a_name_that_still_works_is_told(before, after, said):
     assert found is None if said is None else said in found
 
 
+def test_a_name_that_still_works_is_told_in_an_evaluation():
+    """Its sentence comes before the rates of the single prompts, and the page marks it."""
+    judge = Judge("a judge", None, Accuracy(990, 1000, 990, 1000))
+    numbers = {key: {} for key in ("quality", "drift", "paraphrases", "relearned", "inverted")}
+    gone, still = (findings.rates(np.zeros(32, bool), np.full(32, rate), judge) for rate in (True, False))
+    numbers["named"] = {"a five": gone, "a three": still, "nobody judged": {}}
+    lines = findings.describe(numbers, judge, None).lines
+    said = [line for line in lines if any(mark in line for mark in DOUBTS)]
+    assert len(said) == 1 and said[0].startswith("Named, it still comes out, in pictures of “a three” (100%).")
+    assert [line.partition("”")[0] for line in lines[lines.index(said[0]) + 1 :]] == ["“a five", "“a three"]
+
+
+def test_an_evaluation_tries_the_names_that_the_run_tried(tmp_path):
+    run_dir = RunDir(tmp_path, "mine")
+    run_dir.append_event({"v": 1, "event": "name_prompts", "prompts": ["Jane Doe", "Jane"]})
+    (tmp_path / "mine.safetensors").touch()
+    words = ["--base", "model.safetensors", "--prompt", "x", "--lora", str(tmp_path / "mine.safetensors")]
+    assert read_options(words).name_prompts == ["Jane Doe", "Jane"]
+    assert read_options([*words, "--name-prompts", "J. D."]).name_prompts == ["J. D."]
+    (tmp_path / "other.safetensors").touch()
+    assert read_options([*words[:-1], str(tmp_path / "other.safetensors")]).name_prompts == []
+
+
 def test_names_are_the_captions_that_only_sensitive_images_have(tmp_path):
     unlabeled = [Sample(tmp_path / "1.png", "a digit"), Sample(tmp_path / "2.png", "a four")]
     sensitive = [
@@ -491,7 +520,7 @@ def test_growth_is_interpreted(trained, held_out, said):
 
 def test_a_weak_effect_is_said_in_an_evaluation():
     judge = Judge("a judge", None, Accuracy(990, 1000, 990, 1000))
-    nothing_else = {key: {} for key in ("quality", "drift", "paraphrases", "relearned", "inverted")}
+    nothing_else = {key: {} for key in ("quality", "drift", "paraphrases", "named", "relearned", "inverted")}
     for gained, said in ((100, True), (450, False)):
         before = np.repeat([False, True], [500, 500])
         after = before | (np.arange(1000) < gained)

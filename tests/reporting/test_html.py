@@ -65,7 +65,8 @@ def training(folder, *, full):
 
 def evaluation(folder, *, full):
     files = [png(folder, f"{i}.png") for i in range(3)]
-    sets = PictureSets(before=files, after=files, retained={EVIL: (files, files)} if full else {})
+    both = {EVIL: (files, files)} if full else {}
+    sets = PictureSets(before=files, after=files, retained=both, named=both)
     judge = Judge(EVIL, None, Accuracy(90, 100, 80, 100)) if full else None
     verdicts = (np.array([False] * 8 + [True]), np.array([True] * 9)) if full else (None, None)
     numbers = {"prompt": EVIL, "n": 9, "strength": 1.0, "judge": judge and {"name": EVIL, "accuracy": None}}
@@ -74,7 +75,7 @@ def evaluation(folder, *, full):
     rates = findings.rates(*verdicts, judge)
     share = findings.share(verdicts[1])
     numbers |= rates
-    numbers["paraphrases"] = {EVIL: rates} if full else {}
+    numbers["paraphrases"] = numbers["named"] = {EVIL: rates} if full else {}
     numbers["quality"] = {kind: [{"name": EVIL, "value": 1.5}] for kind in ("before", "after")} if full else {}
     numbers["drift"] = {EVIL: {"pixels": 0.1, "latents": 0.2}} if full else {}
     numbers["strengths"] = [{"strength": s, **share, "drift": s} for s in (0.0, 1.0)] if full else []
@@ -247,7 +248,7 @@ def test_doubts_are_marked_on_the_page(name, tmp_path):
     """The sentences are those of `findings.describe`."""
     accuracy, after = DOUBTFUL[name]
     judge = None if name == "none" else Judge("a judge", None, accuracy)
-    numbers = {key: {} for key in ("paraphrases", "quality", "drift", "relearned", "inverted")}
+    numbers = {key: {} for key in ("paraphrases", "named", "quality", "drift", "relearned", "inverted")}
     numbers |= {"prompt": "x", "strengths": [], "judge": judge and {"name": "a judge", "accuracy": None}}
     if after:
         before = [False] * 200 + [True] * 200 if len(after) == 400 else [False] * len(after)

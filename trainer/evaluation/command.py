@@ -75,10 +75,11 @@ def evaluate(options: Options, base: Base, unlearned: Base | None, progress: Pro
     numbers: dict[str, Any] = {"prompt": options.prompt, "n": options.n, "strength": options.strength}
     numbers["judge"] = judge and {"name": judge.name, "accuracy": judge.accuracy and asdict(judge.accuracy)}
     numbers |= findings.rates(normal(sets.before), normal(sets.after), judge)
-    numbers["paraphrases"] = {
-        prompt: findings.rates(normal(before), normal(after), judge)
-        for prompt, (before, after) in sets.paraphrases.items()
-    }
+    for kind, by_prompt in (("paraphrases", sets.paraphrases), ("named", sets.named)):
+        numbers[kind] = {
+            prompt: findings.rates(normal(before), normal(after), judge)
+            for prompt, (before, after) in by_prompt.items()
+        }
     numbers["quality"], why = _quality(options, sets, look)
     numbers["drift"] = _drift(options, base, sets, progress)
     numbers["strengths"] = findings.strengths(sets, normal)

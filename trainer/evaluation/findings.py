@@ -84,7 +84,10 @@ def describe(numbers: dict[str, Any], judge: Judge | None, why_no_quality: str |
     lines = _about_judge(judge)
     if "before" in numbers:
         lines += _about_rates(numbers, judge)
-    for prompt, found in numbers["paraphrases"].items():
+    judged = [(prompt, found["before"]["rate"], found["after"]["rate"]) for prompt, found in named(numbers).items()]
+    if still := verdict.about_names(judged):
+        lines.append(still)
+    for prompt, found in {**named(numbers), **numbers["paraphrases"]}.items():
         if found:
             lines.append(f"“{prompt}”: {_rate(found['before'])} before, {_rate(found['after'])} after")
     for kind in ("before", "after"):
@@ -103,6 +106,11 @@ def describe(numbers: dict[str, Any], judge: Judge | None, why_no_quality: str |
         if found:
             lines.append(f"a word learned for the sensitive images, {kind}: non-sensitive rate {_rate(found)}")
     return Findings(numbers, lines)
+
+
+def named(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the rates of the prompts that name what is sensitive; empty without a judge."""
+    return {prompt: found for prompt, found in numbers["named"].items() if found}
 
 
 def _about_judge(judge: Judge | None) -> list[str]:

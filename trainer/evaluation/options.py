@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
-from ..builtin import BUILTIN
+from ..builtin import BUILTIN, digits
 from ..common.errors import UserError
 from ..config.parser import (
     Directory,
@@ -23,9 +23,11 @@ from ..config.parser import (
 from ..config.picture_options import PictureOptions
 from ..config.train_config import TrainConfig, option
 from ..data.images import images_in
+from ..reporting.run_dir import RunDir
 
 DIGITS = {  # on the built-in model
-    "prompt": "a photo of a digit",
+    "prompt": digits.PROMPT,
+    "name_prompts": digits.NAME_PROMPTS,
     "retain_prompts": [f"a photo of the digit {name}" for name in ("zero", "two", "four", "six", "eight")],
     "strengths": [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5],
 }
@@ -72,6 +74,11 @@ class Options(PictureOptions, ProgramOptions):
     )
     retain_prompts: Texts = option([], "prompts whose pictures should stay, separated by |")
     paraphrases: Texts = option([], "other words for the prompt, separated by |")
+    name_prompts: Texts = option(
+        [],
+        "prompts that name what is sensitive, separated by |: do they still produce it? [those that the LoRA's own run "
+        "tried]",
+    )
     strengths: Annotated[list[float], Takes("X,X"), BeforeValidator(_numbers)] = option(
         [], "strengths of the LoRA for a curve, such as 0,0.5,1,1.5"
     )
@@ -127,7 +134,8 @@ def read_options(argv: Sequence[str], *, lora_follows: bool = False) -> Options:
     options = read_settings(argv, make_parser(), Options, check)
     strengths = options.strengths if options.lora else []  # without a LoRA, there is no strength to change
     out = options.out if "out" in options.model_fields_set else _out(options)
-    options = options.model_copy(update={"out": out, "strengths": strengths})
+    names = options.name_prompts or (names_of_run(options.lora) if options.lora else [])
+    options = options.model_copy(update={"out": out, "strengths": strengths, "name_prompts": names})
     if options.relearn:
         _try_attack(options)
     return options
@@ -139,6 +147,13 @@ def _out(options: Options) -> Path:
     name = lora.stem if lora else Path(options.unlearned or options.base).name
     is_beside_run = lora and (lora.with_suffix("") / "config.toml").is_file()
     return (lora.parent if lora and is_beside_run else Path("output")) / f"{name}-evaluate"
+
+
+def names_of_run(lora: Path) -> list[str]:
+    """Return the prompts naming what is sensitive that were tried by the run whose folder lies beside the LoRA."""
+    events = RunDir(lora.parent, lora.stem).events()
+    tried: list[list[str]] = [event["prompts"] for event in events if event["event"] == "name_prompts"]
+    return tried[-1] if tried else []
 
 
 def _try_attack(options: Options) -> None:

@@ -10,6 +10,7 @@ from .attack_settings import AttackSettings
 from .options import Options
 
 FEW = 100  # pictures for each strength, paraphrase and attack, at most
+NAMED = 32  # of each prompt that names what is sensitive: enough to tell "still produced" from "gone"
 RETAINED = 16  # of each retained prompt: drift is an average over pixels, it needs few
 
 
@@ -21,6 +22,7 @@ class PictureSets:
     after: list[Path] = field(default_factory=list)
     retained: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)  # prompt -> before, after
     paraphrases: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)
+    named: dict[str, tuple[list[Path], list[Path]]] = field(default_factory=dict)
     strengths: dict[float, list[Path]] = field(default_factory=dict)
     retained_at: dict[float, list[Path]] = field(default_factory=dict)  # strength -> of all retained prompts
     relearned: dict[str, list[tuple[int, list[Path]]]] = field(default_factory=dict)  # model -> (steps, pictures)
@@ -34,7 +36,7 @@ def make_pictures(options: Options, base: Base, unlearned: Base | None, progress
 
     settings = settings_of(options)
     seeds = list(range(options.first_seed, options.first_seed + options.n))
-    few, fewest = seeds[:FEW], seeds[:RETAINED]
+    few, named, fewest = seeds[:FEW], seeds[:NAMED], seeds[:RETAINED]
     folder = options.out / "pictures"
     sets = PictureSets()
     generator = ImageGenerator(base, options.lora, settings, options.device, options.precision)
@@ -45,6 +47,7 @@ def make_pictures(options: Options, base: Base, unlearned: Base | None, progress
     sets.before = make("before", options.prompt, seeds, 0)
     kept = {p: make(f"retain-{i}-before", p, fewest, 0) for i, p in enumerate(options.retain_prompts)}
     other = {p: make(f"paraphrase-{i}-before", p, few, 0) for i, p in enumerate(options.paraphrases)}
+    names = {p: make(f"named-{i}-before", p, named, 0) for i, p in enumerate(options.name_prompts)}
     if unlearned:
         generator.close()
         generator = ImageGenerator(unlearned, None, settings, options.device, options.precision)
@@ -55,6 +58,9 @@ def make_pictures(options: Options, base: Base, unlearned: Base | None, progress
     }
     sets.paraphrases = {
         p: (other[p], make(f"paraphrase-{i}-after", p, few, strength)) for i, p in enumerate(options.paraphrases)
+    }
+    sets.named = {
+        p: (names[p], make(f"named-{i}-after", p, named, strength)) for i, p in enumerate(options.name_prompts)
     }
     if options.invert or options.relearn:
         assert options.sensitive is not None, "read_options asks for --sensitive"

@@ -34,9 +34,11 @@ DOUBTS = (  # parts of the sentences that the page marks as warnings
     "Too weak",
     "The rate fell",
     "the rates show nothing",
+    "Named, it still comes out",
 )
 SHOWN = 64  # pictures in a grid
 SHOWN_RETAINED = 16
+SHOWN_NAMED = 8
 LIMITS = (
     "A rate holds for this prompt, this sampler and this judge. What a picture of these seeds does not show, another "
     "prompt may; whoever can remove a LoRA has the base model back; and no rate is a guarantee of safety."
@@ -64,6 +66,7 @@ def write(options: Options, sets: PictureSets, found: Findings) -> Findings:
         retained={
             prompt: _pairs(*(files[:SHOWN_RETAINED] for files in both)) for prompt, both in sets.retained.items()
         },
+        named={prompt: _pairs(*(files[:SHOWN_NAMED] for files in both)) for prompt, both in sets.named.items()},
         curves=_curves(numbers["strengths"]),
         comes_back=comes_back(numbers),
         limits=LIMITS,
@@ -109,11 +112,8 @@ def _rows(numbers: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
     return {
         "judge": _judge(numbers["judge"]),
         "rates": [(kind, *_rate(numbers[kind]), _corrected(numbers[kind])) for kind in _BOTH if kind in numbers],
-        "paraphrases": [
-            (f"“{prompt}”", *(percent(found[kind]["rate"]) for kind in _BOTH))
-            for prompt, found in numbers["paraphrases"].items()
-            if found
-        ],
+        "paraphrases": _by_prompt(numbers["paraphrases"]),
+        "named_rates": _by_prompt(numbers["named"]),
         "quality": [
             (before["name"], f"{before['value']:.3g}", f"{after['value']:.3g}")
             for before, after in zip(*(quality.get(kind, []) for kind in _BOTH), strict=True)
@@ -131,6 +131,10 @@ def _rows(numbers: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
 
 
 _BOTH = ("before", "after")
+
+
+def _by_prompt(rates: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [(f"“{p}”", *(percent(found[kind]["rate"]) for kind in _BOTH)) for p, found in rates.items() if found]
 
 
 def _rate(found: dict[str, Any]) -> tuple[str, str, str]:

@@ -67,6 +67,8 @@ def _before_after(trained: TrainedModel, context: RunContext) -> Evaluation:
         return Evaluation(prompt, None, None, None, None, None)
     context.phase("pictures")
     names = name_prompts(trained.job) if config.images else []
+    if names:
+        context.emit("name_prompts", prompts=names)
     judge = DigitJudge() if config.base == BUILTIN and config.rate_images else None
     grids, rates, named = {}, {}, {}
     for kind in ("before", "after"):

@@ -29,15 +29,25 @@ def digit_folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quick():
-    """Make runs in this process shorter: small probes, and a garbage collector that looks only at what is new."""
+    """Make runs in this process shorter: small probes, no plot, and a garbage collector that looks only at what is new.
+
+    The plot has tests of its own, in tests/reporting/test_plots.py.
+    """
     import gc
 
-    from trainer.training import run, training_loop  # noqa: F401  what they import is there to stay
+    import torch
+    from PIL import Image
 
+    from trainer.builtin import MODEL
+    from trainer.models import base_model, networks
+    from trainer.training import report, run, training_loop  # noqa: F401  what they import is there to stay
+
+    networks.attach_lora(base_model.load_unet(base_model.Base(MODEL), torch.float32), rank=1, alpha=1, seed=0)
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_loop, "PROBE_SAMPLES", 2)
+        patch.setattr(report, "draw_loss_curves", lambda steps, path: Image.new("RGB", (1, 1)).save(path))
         yield
 
 

@@ -298,6 +298,7 @@ def test_examples_of_files_are_valid(tmp_path):
     assert {event["v"] for event in events} == {1}
 
 
+@pytest.mark.long
 def test_the_tour_runs_as_it_stands(trainer, tmp_path):
     """Every command of "A shorter tour", one after the other, for real."""
     text = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")

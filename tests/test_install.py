@@ -455,6 +455,7 @@ def test_a_program_that_fails_is_one_line(install):
         install.run(["/nowhere/python"], "the step")
 
 
+@pytest.mark.long
 def test_the_import_check_imports_the_whole_trainer():
     from pu_node import environment
 

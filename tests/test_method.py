@@ -32,6 +32,7 @@ def test_the_page_is_short_and_stands_alone():
     ]
 
 
+@pytest.mark.long
 def test_the_products_lora_is_the_pages(trainer, tmp_path):
     words = ("--steps", 20, "--precision", "fp32", "--save-precision", "fp32", "--images", 0, "--rate-images", 0)
     done = trainer("--lowvram", "--device", "cpu", *words, "--output-dir", tmp_path)

@@ -294,6 +294,7 @@ def test_an_encoder_of_ones_own(digit_folders, tmp_path):
         assert np.ptp(found, axis=0).max() > 0
 
 
+@pytest.mark.long
 def test_a_lora_shows_what_it_raised(digit_folders, tmp_path, capsys):
     """A LoRA that does nothing raises nothing; one that was trained tells images apart."""
     data = ["--base", "builtin", "--prompt", "a photo of a digit", "--resolution", 64, "--output-dir", tmp_path]
@@ -318,6 +319,7 @@ def test_other_pictures_are_no_duplicates(digit_folders):
     assert near_duplicates(paths) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("n_unlabeled", "n_sensitive", "share", "most"),
     [

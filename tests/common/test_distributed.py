@@ -61,6 +61,7 @@ def gradients(ranks):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", [2, 3])
 def test_step_gradient_is_that_of_one_process(world, tmp_path):
     """With shares of unequal size: 8 + 8 samples, and 3 ranks."""
@@ -105,6 +106,7 @@ def test_a_lost_share_would_be_seen():
     assert ((found - wanted).norm() / wanted.norm()).item() > 1e-2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("optimizer", "tolerance"), [("adamw", 1e-3), pytest.param("adamw8bit", 1e-2, marks=pytest.mark.slow)]
 )
@@ -133,6 +135,7 @@ def worker_of(launcher, rank):
     raise LookupError(rank)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
 @pytest.mark.parametrize("asked", ["all, by Ctrl-C", "one that writes nothing"])
 def test_all_stop_when_one_is_asked(digit_folders, tmp_path, asked):

@@ -182,6 +182,7 @@ class Case:
 
 
 PICTURES = {"images": 2, "sample_steps": 2}
+FIXED = {"micro_batch": 1, "checkpointing": "all", "weights": "fp16", "offload": 0}  # one prediction is enough
 NEGATIVE_R = {"prior": 0.99, "unlabeled": "flat", "sensitive": "noise"}  # noise is hard to denoise: E_S > E_U
 CASES = {
     "base": Case("COPY", weights),
@@ -216,7 +217,7 @@ CASES = {
     "min_snr_gamma": Case(0.5, weights),
     "calibration_samples": Case(2, weights),
     "sensitive_prompt_share": Case(1.0, weights, {"sensitive_prompt": "the digit three"}),
-    "keep_prompts": Case("a photo of the digit four", weights),
+    "keep_prompts": Case("a photo of the digit four", weights, {"sample_steps": 2}),
     "steps": Case(3, steps),
     "batch_unlabeled": Case(3, weights),
     "batch_sensitive": Case(3, weights),
@@ -225,7 +226,7 @@ CASES = {
     "weights": Case("fp8", weights),
     "offload": Case(1, chosen("offload")),
     "attention": Case("xformers", warnings),
-    "vram_budget": Case(0.01, text, {"vram_budget": 99}, command="plan"),  # for a card: seen without one in the plan
+    "vram_budget": Case(0.01, text, {**FIXED, "vram_budget": 99}, command="plan"),  # for a card: seen in the plan
     "lr": Case(2e-3, weights),
     "warmup_steps": Case(1, weights),
     "lr_scheduler": Case("constant", weights, {"steps": 3}),

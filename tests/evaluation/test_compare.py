@@ -25,6 +25,7 @@ def in_process(monkeypatch):
     return calls
 
 
+@pytest.mark.long
 def test_a_sweep_trains_evaluates_and_compares(tmp_path, in_process, capsys):
     words = ["compare", "--sweep", "temperature=1,6", *QUICK, "--output-dir", str(tmp_path)]
     judging = ["--", "--n", "6", "--steps", "2", "--strengths", "0,1"]
@@ -61,6 +62,7 @@ def test_a_sweep_trains_evaluates_and_compares(tmp_path, in_process, capsys):
     assert "pu-digits-temperature-6" in event["text"]
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_wherever_it_was_stopped(tmp_path, in_process, trainer):
     """Before the first state, after one, and not with what was trained with other settings."""
     words = ["compare", "--sweep", "temperature=1,6", *QUICK, "--output-dir", str(tmp_path)]

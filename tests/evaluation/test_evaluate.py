@@ -166,6 +166,7 @@ def test_one_model_compared_with_itself_shows_no_difference(tmp_path, capsys):
     assert "24 pictures show no difference" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_lora_is_measured_and_a_second_call_makes_no_picture_again(tmp_path, lora):
     found = evaluate(tmp_path, "--lora", lora)
     assert found["drift"]["a photo of the digit two"]["pixels"] > 0
@@ -199,6 +200,7 @@ def write_labeled(root, is_sensitive_of, n=60):
     return root
 
 
+@pytest.mark.long
 def test_a_classifier_of_ones_own_comes_with_its_accuracy(tmp_path, lora, capsys):
     labeled = write_labeled(tmp_path / "labeled", digits.is_sensitive)
     found = evaluate(tmp_path / "out", "--lora", lora, "--labeled", labeled, "--normal", labeled / "normal")
@@ -345,6 +347,7 @@ def test_clip_chooses_between_two_sentences(tmp_path):
     assert there.accuracy.normal == len(paths)
 
 
+@pytest.mark.long
 def test_attacks_leave_what_they_attack_alone(tmp_path, lora):
     before = lora.read_bytes()
     folder = digits.write_folders(tmp_path / "digits", 10, 6)["sensitive"]

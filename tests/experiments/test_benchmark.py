@@ -3,6 +3,7 @@
 import re
 import time
 
+import pytest
 import torch
 
 from trainer.experiments import benchmark
@@ -13,6 +14,7 @@ CPU = torch.device("cpu")
 WORK = Work(SMALL, 64, 2, 1, 4, CPU)
 
 
+@pytest.mark.long
 def test_settings_print_a_line_each(capsys):
     words = ["--small", "--resolution", "64", "--repeat", "1", "--device", "cpu"]
     assert benchmark.main([*words, "--settings", "plain,selective,whole,smallest"]) == 0
@@ -58,6 +60,7 @@ def test_paired_ratio():
     assert abs(upper - 1.1) < 1e-6
 
 
+@pytest.mark.long
 def test_plain_training_is_compared_on_as_many_samples(capsys):
     words = ["--small", "--resolution", "64", "--repeat", "1", "--device", "cpu", "--settings", "plain"]
     assert benchmark.main([*words, "--unsupervised"]) == 0

@@ -81,6 +81,7 @@ def make(prompt, n, guidance=1.0):
     return generate_pictures(pipe, prompt, range(n), PictureSettings(64, 25, guidance))
 
 
+@pytest.mark.long
 def test_the_base_model_makes_all_ten_digits():
     rate = DigitJudge().rate(make(digits.PROMPT, 200))
     assert 0.4 <= rate.share <= 0.7

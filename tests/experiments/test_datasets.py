@@ -132,6 +132,7 @@ def test_every_kind_goes_into_its_folder(published, tmp_path):
     assert all(is_upright(Image.open(p)) for kind in ("unlabeled", "sensitive") for p in folders[kind].glob("*.png"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["cifar10-animals", "cifar10-animals-pretrained", "stl10-animals", "celeba-female-pretrained"]
 )

@@ -104,6 +104,7 @@ def test_options_that_commands_do_not_have_are_refused(trainer):
     assert "--objectives: not for sd14-brad-pitt" in done.stderr
 
 
+@pytest.mark.long
 def test_small_scale_trains_measures_and_repeats_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = reproduce.read("mnist-even", "small")
@@ -126,6 +127,7 @@ def test_small_scale_trains_measures_and_repeats_nothing(tmp_path, monkeypatch, 
     assert (out / "pu-seed0.json").stat().st_mtime_ns == made
 
 
+@pytest.mark.long
 def test_objectives_share_data_but_not_results(tmp_path):
     """Training moves the network, and each objective moves it elsewhere."""
     from trainer.experiments.pixel_run import train

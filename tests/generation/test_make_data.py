@@ -156,6 +156,7 @@ def test_a_stopped_run_ends_with_the_same_bits(made, tmp_path, monkeypatch, caps
     assert files(out) == files(made)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_of_a_real_run(tmp_path):
     out = tmp_path / "out"

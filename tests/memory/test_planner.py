@@ -2,12 +2,14 @@
 
 import functools
 import gc
+import json
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from random_checkpoint import FULL, SMALL, shapes
 
+from trainer.builtin import MODEL
 from trainer.memory import memory_plan, planner
 from trainer.memory.estimator import Shape, predict, predict_vae
 from trainer.memory.memory_plan import MemoryPlan
@@ -17,6 +19,7 @@ from trainer.models.networks import LoraNetwork, attach_lora
 from trainer.models.noise_schedule import per_sample_error
 
 SD15 = Shape(single_file.part_config(shapes(FULL), "unet"), 16, "adamw8bit", 512, 512)
+DIGITS = Shape(json.loads((MODEL / "unet" / "config.json").read_text()), 4, "adamw", 256, 256)
 MINI = Shape(single_file.part_config(shapes(SMALL), "unet"), 4, "adamw", 256, 256)
 
 
@@ -85,6 +88,7 @@ def test_weights_are_counted_exactly():
     assert found.weights == pytest.approx(2 * numbers / 2**20, rel=1e-3)
 
 
+@pytest.mark.long
 def test_targets_at_512_px():
     """What the README promises for Stable Diffusion 1.5, LoRA of rank 16 on 192 modules, CUDA's 0.4 GiB included."""
     assert predict(SD15, MemoryPlan("fp16", "fp16")).total > 2.4 * 1024  # so that something has to be saved
@@ -98,16 +102,17 @@ def test_targets_at_512_px():
 
 @pytest.fixture(scope="module")
 def chosen():
-    """`plan.choose` on the small shape, where no prediction is made twice."""
-    once = functools.cache(lambda found: predict(MINI, found))
+    """`planner.choose` on the built-in model, where no prediction is made twice."""
+    once = functools.cache(lambda found: predict(DIGITS, found))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "predict", lambda shape, found: once(found))
-        yield lambda budget, **wanted: planner.choose(MINI, MemoryRequest(4, **wanted), "fp16", budget)
+        yield lambda budget, **wanted: planner.choose(DIGITS, MemoryRequest(4, **wanted), "fp16", budget)
 
 
+@pytest.mark.long
 def test_smaller_budgets_get_more_frugal_switches(chosen):
-    most = predict(MINI, MemoryPlan("fp16", "fp16", micro_batch=4)).total
-    least = predict(MINI, MemoryPlan("fp16", "fp8", checkpointing=99, offload=99)).total
+    most = predict(DIGITS, MemoryPlan("fp16", "fp16", micro_batch=4)).total
+    least = predict(DIGITS, MemoryPlan("fp16", "fp8", checkpointing=99, offload=99)).total
     seen = []
     for i in range(6):
         budget = most - (most - least) * i / 5
@@ -128,12 +133,13 @@ def test_what_is_fixed_stays(chosen):
     assert estimate is None
 
 
+@pytest.mark.long
 def test_checkpointing_stops_where_it_fits(chosen):
     """Recomputation is spent only where memory forces it: one unit less would not fit."""
-    without = predict(MINI, MemoryPlan("fp16", "fp16")).total
-    whole = predict(MINI, MemoryPlan("fp16", "fp16", checkpointing=99)).total
+    without = predict(DIGITS, MemoryPlan("fp16", "fp16")).total
+    whole = predict(DIGITS, MemoryPlan("fp16", "fp16", checkpointing=99)).total
     budget = (without + whole) / 2
     found, estimate = chosen(budget, micro_batch=1)
     assert found.checkpointing >= 1
     less = MemoryPlan("fp16", "fp16", checkpointing=found.checkpointing - 1)
-    assert estimate.total <= budget < predict(MINI, less).total
+    assert estimate.total <= budget < predict(DIGITS, less).total

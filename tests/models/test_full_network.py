@@ -26,6 +26,7 @@ QUICK = (
 QUICK += ("--batch-unlabeled", "2", "--batch-sensitive", "2", "--lr", "1e-3", "--save-precision", "fp32")
 
 
+@pytest.mark.long
 def test_every_weight_of_the_unet_learns_and_nothing_else(trainer, digit_folders, tmp_path):
     folders = ("--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"])
     words = ("--base", "builtin", "--resolution", 64, "--prompt", "a digit", *folders, "--output-dir", tmp_path, *QUICK)
@@ -49,6 +50,7 @@ def test_every_weight_of_the_unet_learns_and_nothing_else(trainer, digit_folders
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_resumed_it_is_the_same_model(trainer, digit_folders, tmp_path):
     folders = ("--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"])
     words = ("--base", "builtin", "--resolution", 64, "--prompt", "a digit", *folders, "--output-dir", tmp_path, *QUICK)

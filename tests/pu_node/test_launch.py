@@ -193,6 +193,7 @@ def test_cancel_leaves_no_child(is_deaf, tmp_path):
     assert all(wait_gone(pid) for pid in (pids if is_deaf else pids[:1]))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_the_trainer_ends_with_its_parent(tmp_path):
     """A killed host leaves no orphan: the real trainer, in the midst of training."""

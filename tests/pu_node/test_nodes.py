@@ -365,7 +365,7 @@ def cancel(comfy, **values):
     started = time.monotonic()
     try:
         with pytest.raises(Interrupted):
-            train(comfy, prompt="slow", steps=500, **values)
+            train(comfy, prompt="slow", steps=150, **values)
     finally:
         training_view.SHOW_EVERY_S = before
     return time.monotonic() - started
@@ -379,7 +379,7 @@ def test_cancel_answers_at_once_and_the_next_run_goes_on(comfy):
     (state,) = run.glob("state/step*.safetensors")
     step = int(state.stem.removeprefix("step"))
     assert step > 0
-    done = train(comfy, prompt="slow", steps=500)
+    done = train(comfy, prompt="slow", steps=150)
     assert trainings(comfy)[1].keys() == {"resume", "name", "output-dir", "events", "follow-parent"}
     assert f"continued from step {step}, where it was stopped" in done.args[4]
     assert f"continued from step {step}" in "\n".join(comfy.texts)
@@ -388,7 +388,7 @@ def test_cancel_answers_at_once_and_the_next_run_goes_on(comfy):
 
 def test_the_next_run_waits_until_the_cancelled_one_is_saved(comfy):
     cancel(comfy)
-    train(comfy, prompt="slow", steps=500)
+    train(comfy, prompt="slow", steps=150)
     assert "resume" in trainings(comfy)[1]
 
 
@@ -438,7 +438,7 @@ def test_a_run_that_cannot_go_on_begins_anew_under_its_name(comfy, monkeypatch):
 def test_other_settings_and_retrain_do_not_go_on(comfy):
     cancel(comfy)
     train(comfy, rank=8)
-    train(comfy, prompt="slow", steps=500, retrain=True)
+    train(comfy, prompt="slow", steps=150, retrain=True)
     assert all("resume" not in options for options in trainings(comfy))
 
 

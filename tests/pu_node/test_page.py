@@ -151,6 +151,7 @@ STEP = {"event": "step", "step": 1, "of": 2, "risk_unlabeled": 2.0, "ratio": 1.5
 RUN = {"name": "x", "steps": 2, "objective": "pu", "prior": 0.2, "temperature": 3.0}
 
 
+@pytest.mark.long
 def test_a_training_leaves_the_lora_its_picture_and_its_notes(host, monkeypatch, tmp_path):
     runs, lists = tmp_path / "runs", tmp_path / "lists"
     (lists / "x.json").write_text("somebody's")
@@ -189,6 +190,7 @@ def test_a_training_leaves_the_lora_its_picture_and_its_notes(host, monkeypatch,
     assert "<lora:x-2:1>" in state.message
 
 
+@pytest.mark.long
 def test_an_own_checkpoint_and_two_folders_make_a_lora(host, digit_folders, tmp_path):
     """From what the form holds to the file in the webui's list, by the real trainer."""
     model = write(tmp_path / "own.safetensors", SMALL)
@@ -208,6 +210,7 @@ def test_an_own_checkpoint_and_two_folders_make_a_lora(host, digit_folders, tmp_
     assert made.with_name("pu-lora.preview.png").exists()
 
 
+@pytest.mark.long
 def test_one_training_at_a_time_which_can_be_cancelled(host, monkeypatch):
     monkeypatch.setattr(launch, "command", lambda words, settings: child(STEP, then="time.sleep(60)"))
     work = training_job.Job(host)
@@ -230,6 +233,7 @@ def test_one_training_at_a_time_which_can_be_cancelled(host, monkeypatch):
     assert ended(work).ended == "cancelled"
 
 
+@pytest.mark.long
 def test_the_training_that_was_interrupted_last_is_resumed(host, monkeypatch, tmp_path):
     """By its own name, with all that the LoRA's notes say about it."""
     for i, (name, last) in enumerate((("old", "step"), ("newer", "step"), ("done", "done"))):

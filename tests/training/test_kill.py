@@ -61,6 +61,7 @@ def kill_at(process, event, number, delay_s):
     return last
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_killed_runs_resume_to_the_same_bits(trainer, digit_folders, tmp_path):
     data = ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"], "--base", "builtin"]
@@ -86,6 +87,7 @@ def test_killed_runs_resume_to_the_same_bits(trainer, digit_folders, tmp_path):
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.long
 def test_a_run_whose_parent_dies_saves_what_it_has(trainer, digit_folders, tmp_path):
     """Its pipes are closed at once: nobody reads what is still printed, and the state is saved all the same."""
     data = ["--unlabeled", digit_folders["unlabeled"], "--sensitive", digit_folders["sensitive"], "--base", "builtin"]

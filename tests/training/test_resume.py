@@ -48,6 +48,7 @@ def broken(trainer, digit_folders, tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return genuine(self, *arguments)
 
+    monkeypatch.setattr(planner, "predict", lambda shape, found: Estimate(0, 0, 1))  # its advice is tested below
     with monkeypatch.context() as patch:
         patch.setattr(training_loop.TrainingLoop, "_losses", losses)
         done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--save-state-every", 5))
@@ -77,6 +78,7 @@ def test_half_a_step_is_not_saved(trainer, digit_folders, tmp_path, monkeypatch)
 
     genuine = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(planner, "predict", lambda shape, found: Estimate(0, 0, 1))
     more = ["--save-state-every", 2, "--optimizer", "adamw"]
     done = trainer(*own(digit_folders, "--output-dir", tmp_path, *more))
     assert done.returncode == 3, done.stderr
@@ -160,6 +162,7 @@ def test_number_formats_stay_what_they_were():
     assert resume.with_formats(config, None, torch.device("cuda")) == config
 
 
+@pytest.mark.long
 def test_advice_knows_how_far_it_came(monkeypatch):
     from trainer.builtin import MODEL
 
@@ -211,6 +214,7 @@ def test_a_nan_is_named_without_a_sensitive_folder(trainer, digit_folders, tmp_p
     assert RunDir(tmp_path, "pu-lora").load_state()["progress"]["step"] == 2
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="sets a limit as POSIX has it")
 def test_a_disk_that_takes_no_more(digit_folders, tmp_path):
     """A real one: files may grow to 100 kB only, which a state does not fit into."""

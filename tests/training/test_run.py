@@ -182,6 +182,7 @@ def stop_at_step(process, step, number):
     return process.returncode, reported, errors
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(
     ("number", "optimizer"),
@@ -388,6 +389,7 @@ class Scaler:
         return {"scale": self.scale}
 
 
+@pytest.mark.long
 def test_an_overflow_repeats_the_step(digit_folders, tmp_path, monkeypatch):
     """Two skipped steps change nothing in the result: the same LoRA as without."""
     from trainer.__main__ import main
@@ -432,6 +434,7 @@ def test_an_overflow_repeats_the_step(digit_folders, tmp_path, monkeypatch):
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.long
 def test_half_precision_trains_and_makes_pictures(trainer, digit_folders, tmp_path):
     done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--precision", "bf16", "--sample-every", 3))
     assert done.returncode == 0, done.stderr

@@ -75,17 +75,19 @@ def choose(
 
 def _tiers(shape: Shape, wanted: MemoryRequest, precision: str) -> Iterator[list[MemoryPlan]]:
     """Yield lists of plans from fast to frugal; within a list one setting changes and memory falls."""
-    unet = build(shape, MemoryPlan(precision, precision))
-    units, blocks = len(memory_plan.checkpoint_units(unet)), len(memory_plan.offload_blocks(unet))
     micro = _halves(wanted.batch) if wanted.micro_batch == "auto" else [min(int(wanted.micro_batch), wanted.batch)]
-    checkpointing = _options(wanted.checkpointing, units)
-    offload = _options(wanted.offload, blocks)
     weights = [precision, "fp8"] if wanted.weights == "auto" else [wanted.weights]
 
     def at(micro_batch: int, checkpointing: int, weights: str, offload: int) -> MemoryPlan:
         return MemoryPlan(precision, weights, checkpointing, offload, wanted.attention, micro_batch)
 
-    yield [at(m, checkpointing[0], weights[0], offload[0]) for m in micro]
+    if starts_with_none := {wanted.checkpointing, wanted.offload} <= {"auto", 0}:  # then nothing has to be counted
+        yield [at(m, 0, weights[0], 0) for m in micro]
+    unet = build(shape, MemoryPlan(precision, precision))
+    checkpointing = _options(wanted.checkpointing, len(memory_plan.checkpoint_units(unet)))
+    offload = _options(wanted.offload, len(memory_plan.offload_blocks(unet)))
+    if not starts_with_none:
+        yield [at(m, checkpointing[0], weights[0], offload[0]) for m in micro]
     for kept in weights:
         yield [at(micro[-1], n, kept, offload[0]) for n in checkpointing]
     yield [at(micro[-1], checkpointing[-1], weights[-1], n) for n in offload]

@@ -277,6 +277,7 @@ def test_a_name_that_the_list_has_in_any_folder_is_not_taken_again(host, tmp_pat
     assert page_host.free_name(host, "jane") == "jane-2"
 
 
+@pytest.mark.long
 def test_waiting_for_the_card_can_be_cancelled(host):
     """A webui that makes pictures has it; nothing was trained then, and nothing is promised."""
 

@@ -286,6 +286,7 @@ def test_non_finite_loss_stops_before_the_step(digit_folders, tmp_path, monkeypa
     assert RunDir(tmp_path, "pu-lora").load_state()["progress"]["step"] == 2
 
 
+@pytest.mark.long
 def test_out_of_memory_has_its_own_exit_code(digit_folders, tmp_path, monkeypatch, capsys):
     from trainer.__main__ import main
     from trainer.training import denoiser

@@ -10,6 +10,7 @@ real even digits; the last figure is the share of the rarest even digit among th
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import time
@@ -76,6 +77,7 @@ class Task:
 
 TASKS = {  # as large as the 500 digits allow
     "odd, 5 %": Task(ODD, 0.05, 320, 60),
+    "odd, 10 %": Task(ODD, 0.1, 320, 60),
     "odd, 20 %": Task(ODD, 0.2, 400, 60),
     "odd, 40 %": Task(ODD, 0.4, 280, 60),
     "four, 10 %": Task((4,), 0.1, 300, 20),
@@ -83,9 +85,10 @@ TASKS = {  # as large as the 500 digits allow
     "odd, 20 % of 40, 5 examples": Task(ODD, 0.2, 40, 5),
 }
 TASK_PICTURES = 300
-WEIGHTS: dict[str, dict] = {  # of the sensitive risk; the true prior is given
+WEIGHTS: dict[str, dict] = {  # of the sensitive risk; the true prior is given where nothing else is said
     "the paper's weight, temperature 3": {"temperature": 3.0, "sensitive_weight": "prior"},
     "default": {},
+    "default, prior estimated": {"prior": "auto"},
 }
 
 STRONG = {"temperature": 3.0, "sensitive_weight": digits.SENSITIVE_SHARE}  # the default until the tasks were measured
@@ -161,6 +164,7 @@ def _train(
     trained = train(job, context, is_resume=False, picture=lambda *_: None)
     train_s = time.perf_counter() - started
     found: dict[str, Any] = {"seed": seed, "train_s": round(train_s, 1), "negative_steps": trained.negative_steps}
+    found["prior"] = trained.job.config.prior
     found |= {"rises": trained.loss_growth, "peak_mib": round(devices.peak_mib(trained.device))}
     found["sign_flips"] = [e for e in run_dir.events() if e["event"] == "step"][-1]["sign_flips"]
     return trained, found
@@ -173,18 +177,29 @@ def run_task(name: str, weight: str, seed: int, root: Path) -> dict:
         return json.loads(target.read_text(encoding="utf-8"))
     task, run_name = TASKS[name], target.stem.replace(",", "").replace("%", "percent").replace("'", "")
     unlabeled, sensitive = _write_task(task, seed, target.parent / f"{run_name} images")
-    changes: dict[str, Any] = {**WEIGHTS[weight], "prior": task.share}
+    changes: dict[str, Any] = {"prior": task.share, **WEIGHTS[weight]}
     if changes.get("sensitive_weight") == "prior":
         changes["sensitive_weight"] = task.share
     trained, found = _train(run_name, unlabeled, sensitive, changes, seed, target.parent)
     pictures = maker(trained.job, trained.network.unet)(digits.PROMPT, _seeds(seed, TASK_PICTURES))
     judge = DigitJudge()
     labels, features = judge.classify(pictures)
-    shares = np.bincount(labels, minlength=10) / len(labels)
+    shares, base = np.bincount(labels, minlength=10) / len(labels), _base_shares(seed, target.parent)
+    found["kept"] = float((shares[task.normal] / base[task.normal]).min())
     found |= {"task": name, "weight": weight, "shares": shares.tolist(), "rate": float(shares[task.normal].sum())}
     found |= {"rarest": float(shares[task.normal].min())}
     found["frechet"] = frechet_distance(features, judge.real_features_of(task.normal))
     return _keep(target, found)
+
+
+def _base_shares(seed: int, root: Path) -> np.ndarray:
+    """Return how often the base model makes each digit, [10], from the seeds that a task's pictures have."""
+    target = root / f"base model, seed {seed}.npy"
+    if not target.exists():
+        make, settings = pipeline.load_pipeline(base_model.Base(MODEL)), PictureSettings(64, 25, 1.0)
+        labels = DigitJudge().classify(generate_pictures(make, digits.PROMPT, _seeds(seed, TASK_PICTURES), settings))[0]
+        np.save(target, np.bincount(labels, minlength=10) / len(labels))
+    return np.load(target)
 
 
 def _write_task(task: Task, seed: int, root: Path) -> tuple[Path, Path]:
@@ -296,11 +311,12 @@ def task_table(root: Path) -> str:
     """Make a Markdown table of all tasks measured below root, one line for each seed and weight."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "tasks").glob("*.json"))]
     found.sort(key=lambda f: (list(TASKS).index(f["task"]), f["seed"], list(WEIGHTS).index(f["weight"])))
-    lines = ["| sensitive, share | seed | weight | rate | Fréchet distance | rarest normal digit | R negative |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    heads = ("sensitive, share", "seed", "weight", "prior", "rate", "Fréchet distance", "rarest normal digit")
+    lines = ["| " + " | ".join((*heads, "lowest share ÷ before", "R negative")) + " |", "|" + 9 * "---|"]
     for f in found:
-        cells = [f["task"], str(f["seed"]), f["weight"], f"{f['rate']:.3f}", f"{f['frechet']:.1f}"]
-        lines.append("| " + " | ".join([*cells, f"{f['rarest']:.3f}", f"{f['negative_steps']} steps"]) + " |")
+        cells = [f["task"], str(f["seed"]), f["weight"], f"{f['prior']:.2f}", f"{f['rate']:.3f}", f"{f['frechet']:.1f}"]
+        cells += [f"{f['rarest']:.3f}", f"{f['kept']:.2f}", f"{f['negative_steps']} steps"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -327,8 +343,8 @@ def main() -> None:
                         run(setting, size, seed, options.out)
     if options.command == "tasks":
         for seed in map(int, options.seeds.split(",")):
-            for name in (name for name in TASKS if options.only in name):
-                for weight in WEIGHTS:
+            for name, weight in itertools.product(TASKS, WEIGHTS):
+                if options.only in f"{name}, {weight}":
                     run_task(name, weight, seed, options.out)
     print(table(options.out))
     print(task_table(options.out))

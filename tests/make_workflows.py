@@ -484,7 +484,7 @@ class Blueprint:
 BLUEPRINTS = {
     "PU Unlearn and compare": Blueprint(
         about="Trains a LoRA that does not generate what the sensitive images show, and makes pictures from the same "
-        "seeds without and with it.",
+        "seeds without and with it. Connect all four outputs of PU Checkpoint, and PU Dataset.",
         columns=[
             Column(480, {1: Use("PUUnlearn", 1420, {**SD_TRAIN, **LEARN})}),
             Column(
@@ -510,6 +510,7 @@ BLUEPRINTS = {
         outputs={"grid": (3, "grid"), "curve": (1, "curve"), "report": (1, "report"), "lora": (1, "lora")},
     )
 }
+LABELS = {"checkpoint_link": "checkpoint"}  # of a blueprint's inputs
 WIDGET_TYPES = {"steps": "INT", "temperature": "FLOAT", "name": "STRING", "prompt": "STRING", "count": "INT"}
 
 
@@ -620,7 +621,8 @@ def blueprint_form(name: str, blueprint: Blueprint) -> dict[str, Any]:
             ids.append(len(links) + 1)
             slots[target]["link"] = ids[-1]
             links.append(_inner_link(ids[-1], (INPUTS, slot), (number, target), kind))
-        inputs.append({"id": _uuid(name, "input", label), "name": label, "type": kind, "linkIds": ids})
+        shown = {"label": LABELS[label]} if label in LABELS else {}
+        inputs.append({"id": _uuid(name, "input", label), "name": label, **shown, "type": kind, "linkIds": ids})
     for slot, (label, (number, wanted)) in enumerate(blueprint.outputs.items()):
         source = _slot(nodes[number]["type"], wanted)
         end = nodes[number]["outputs"][source]
@@ -674,7 +676,10 @@ def _inner_link(number: int, origin: tuple[int, int], target: tuple[int, int], k
 
 def _blueprint_node(number: int, subgraph: dict[str, Any], blueprint: Blueprint) -> dict[str, Any]:
     values = {n: use.values for column in blueprint.columns for n, use in column.uses.items()}
-    slots = [{"name": one["name"], "type": one["type"], "link": None} for one in subgraph["inputs"]]
+    slots = [
+        {**{key: one[key] for key in ("name", "label", "type") if key in one}, "link": None}
+        for one in subgraph["inputs"]
+    ]
     for slot in slots:
         if slot["name"] in WIDGET_TYPES:
             slot["widget"] = {"name": slot["name"]}

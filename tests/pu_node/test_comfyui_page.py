@@ -146,6 +146,9 @@ def test_a_blueprint_opens_and_stands_for_what_is_inside(page, shoot, name):
     assert compare[1]["prompt"] == "a photo of a man"
     page.evaluate(FIT)
     shoot("blueprint")
+    page.evaluate("() => app.canvas.openSubgraph(app.graph.nodes[0].subgraph, app.graph.nodes[0])")
+    page.evaluate(FIT)
+    shoot("blueprint-inside")
 
 
 def run(page, stem, shoot, **widgets):

@@ -230,7 +230,11 @@ def make_room() -> None:
     """
     import comfy.model_management
 
-    launch.python(is_checked=True)
+    try:
+        launch.python(is_checked=True)
+    except launch.TrainerError as error:
+        say(str(error))
+        raise
     launch.wait_for_saving(check)  # of a training that was cancelled: it still has the card
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
@@ -270,7 +274,9 @@ def events(words: Sequence[str], settings: Mapping[str, Any]) -> Iterator[launch
     try:
         yield from launch.follow(launch.command(words, settings), check, grace_s=grace_s, saves_alone=trains)
     except launch.TrainerError as error:
-        raise launch.TrainerError(widgets.in_node_words(str(error)), error.kind) from None
+        told = widgets.in_node_words(str(error))
+        say(told)  # the page's own message names only the node, until its details are opened
+        raise launch.TrainerError(told, error.kind) from None
 
 
 def answer(command: str, settings: Mapping[str, Any], words: Sequence[str] = ()) -> launch.Event:

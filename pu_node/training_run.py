@@ -72,9 +72,13 @@ class _Training:
 
     def _follow(self, settings: Mapping[str, Any], view: View) -> dict[str, str]:
         done: launch.Event = {}
-        for event in comfy_host.events([], settings):
-            view.take(event)
-            done = event if event["event"] == "done" else done
+        try:
+            for event in comfy_host.events([], settings):
+                view.take(event)
+                done = event if event["event"] == "done" else done
+        except launch.TrainerError as error:
+            view.fail(str(error))
+            raise
         return _keep(done, self.folder, view.notes)
 
 

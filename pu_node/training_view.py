@@ -36,7 +36,12 @@ class View:
         if self.step and self.phase == PHASES["train"]:
             left = f", {duration(self.seconds_left)} left" if self.seconds_left else ""
             first += f", step {self.step} of {self.of}{left}"
-        return [first, *self.notes]
+        return [*first.splitlines(), *self.notes]
+
+    def fail(self, reason: str) -> None:
+        """Show why the training ended, in place of what was being done."""
+        self.phase = reason
+        self._show(self.step, max(1, self.of), is_urgent=True)
 
     def take(self, event: launch.Event) -> None:
         """Show what an event tells. Raises: ComfyUI's own exception once the user has cancelled."""

@@ -1,7 +1,7 @@
 """Pretends to be `python -m trainer`: writes the files and prints the events of one, without torch.
 
 The prompt tells what goes wrong: "slow" takes 20 ms a step, "noise" prints what nodes must not repeat, "stuck" encodes
-until it is stopped, and as long as there is a file of that name.
+until it is stopped, and as long as there is a file of that name, "wrong" is refused.
 """
 
 import base64
@@ -47,6 +47,9 @@ def train(options):
         time.sleep(0.02)
     if is_asked:
         return stopped()
+    if "wrong" in prompt:
+        emit("error", kind="input", message="--rank: 16 is not that of the LoRA\nName another LoRA: --init-lora")
+        return 2
     emit("phase", name="prior")
     emit("prior", value=0.2, message="prior 0.2 (0.1 to 0.3)")
     emit("prior", value=0.2, message="prior: 0.20 (95 % interval 0.12 to 0.34), from 9 images")

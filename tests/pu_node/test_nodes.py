@@ -305,6 +305,28 @@ def test_an_older_comfyui_shows_no_text_and_trains(comfy, monkeypatch):
     assert not comfy.texts
 
 
+def test_a_failure_is_said_on_the_node(comfy):
+    """In place of what was being done, and once: ComfyUI's own message names only the node until it is opened."""
+    dataset(comfy)
+    with pytest.raises(launch.TrainerError) as failed:
+        train(comfy, prompt="wrong")
+    assert str(failed.value) == "rank: 16 is not that of the LoRA\nName another LoRA: LoRA to continue"
+    assert comfy.texts[-1].startswith(str(failed.value))
+    assert "encoding" not in comfy.texts[-1]
+
+
+def test_missing_packages_are_said_on_the_node(comfy, monkeypatch):
+    def missing(*, is_checked=False):
+        raise launch.TrainerError("The trainer's packages are not installed: …")
+
+    dataset(comfy)
+    monkeypatch.setattr(launch, "python", missing)
+    with pytest.raises(launch.TrainerError):
+        train(comfy)
+    assert comfy.texts[-1] == "The trainer's packages are not installed: …"
+    assert not trainings(comfy)
+
+
 def test_no_message_speaks_of_the_command_line(comfy):
     dataset(comfy)
     done = train(comfy, prompt="noise")

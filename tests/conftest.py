@@ -27,6 +27,12 @@ def digit_folders(tmp_path_factory):
     return digits.write_folders(tmp_path_factory.mktemp("digits"), 10, 6)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Keep predictions of memory in a folder of this session, which the processes that it starts read, too."""
+    os.environ["PU_UNLEARN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def quick():
     """Make runs in this process shorter: small probes, no plot, and a garbage collector that looks only at what is new.

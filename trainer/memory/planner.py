@@ -15,8 +15,9 @@ from ..config.train_config import TrainConfig
 from ..models import base_model, hub
 from ..models.base_model import Base
 from . import devices, memory_plan
-from .estimator import Estimate, Shape, build, predict, predict_vae
+from .estimator import Estimate, Shape, build, predict_vae
 from .memory_plan import MemoryPlan
+from .prediction_cache import predict
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from diffusers import AutoencoderKL
 from random_checkpoint import FULL, SMALL, shapes
 
 from trainer.builtin import MODEL
+from trainer.config.train_config import TrainConfig
 from trainer.memory import memory_plan, planner
 from trainer.memory.estimator import Shape, predict, predict_vae
 from trainer.memory.memory_plan import MemoryPlan
 from trainer.memory.planner import MemoryRequest
 from trainer.models import single_file
+from trainer.models.base_model import Base
 from trainer.models.networks import LoraNetwork, attach_lora
 from trainer.models.noise_schedule import per_sample_error
 
@@ -131,6 +134,21 @@ def test_what_is_fixed_stays(chosen):
     assert found.micro_batch == 4
     assert found.checkpointing > 3
     assert estimate is None
+
+
+def test_after_out_of_memory_one_saving_after_the_other_is_taken_whole():
+    config, base = TrainConfig(base=str(MODEL), resolution=64), Base(MODEL)
+    plan, seen = MemoryPlan("fp16", "fp16", micro_batch=8), []
+    while plan := planner.more_frugal(config, base, plan):
+        seen.append((plan.micro_batch, plan.checkpointing, plan.weights, plan.offload))
+    assert seen == [(1, 9, "fp16", 0), (1, 9, "fp8", 0), (1, 9, "fp8", 5)]
+    plan = MemoryPlan("fp16", "fp16", micro_batch=8)
+    named = config.model_copy(update={"micro_batch": 8, "checkpointing": 2})
+    assert planner.more_frugal(named, base, plan) == replace(plan, weights="fp8")
+    assert planner.more_frugal(named, base, plan, fixed={"weights"}) == replace(plan, offload=5)
+    assert planner.more_frugal(named, base, plan, fixed={"weights", "offload"}) is None
+    whole = config.model_copy(update={"network": "full"})
+    assert planner.more_frugal(whole, base, replace(plan, micro_batch=1, checkpointing=9)) is None
 
 
 @pytest.mark.long

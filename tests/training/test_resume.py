@@ -66,6 +66,35 @@ def test_out_of_memory_loses_nothing(trainer, digit_folders, broken, tmp_path):
     assert same(lora(broken), lora(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("where", ["measuring the base model", "the first step"])
+def test_a_start_without_enough_memory_is_tried_again_with_less(trainer, digit_folders, tmp_path, monkeypatch, where):
+    """The whole of the next saving is tried, said, kept in the state, and the LoRA is that of a run that began so."""
+    seen = []
+
+    def starve(genuine):
+        def call(self, *arguments):
+            seen.append(where)
+            if len(seen) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return genuine(self, *arguments)
+
+        return call
+
+    name = "prepare" if where == "measuring the base model" else "_accumulate"
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop.TrainingLoop, name, starve(getattr(training_loop.TrainingLoop, name)))
+        done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--prior", 0.2))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "out of memory before the first step; trying again with micro-batch 1, weights fp32" in said
+    train = [e for e in RunDir(tmp_path, "pu-lora").events() if e.get("name") == "train"][-1]
+    assert (train["micro_batch"], train["checkpointing"]) == (1, 9)
+    settings = ["--micro-batch", 1, "--checkpointing", "all", "--prior", 0.2]
+    other = trainer(*own(digit_folders, "--output-dir", tmp_path / "other", *settings))
+    assert other.returncode == 0, other.stderr
+    assert same(lora(tmp_path), lora(tmp_path / "other"))
+
+
 def test_half_a_step_is_not_saved(trainer, digit_folders, tmp_path, monkeypatch):
     """Memory that runs out between two weights leaves the earlier state."""
     calls = []

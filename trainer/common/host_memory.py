@@ -1,5 +1,6 @@
-"""How much memory the computer has free."""
+"""How much memory the computer has free, and giving back what is no longer used."""
 
+import gc
 from pathlib import Path
 
 CONTAINER = Path("/sys/fs/cgroup")  # a container's own limit, which the whole computer's figures do not show
@@ -17,3 +18,12 @@ def free_ram_mib(container: Path = CONTAINER) -> float:
     except (OSError, ValueError, KeyError):  # no limit ("max"), or no container
         pass
     return max(free, 0.0) / 2**20
+
+
+def give_back() -> None:
+    """Free the memory of models that nothing refers to any more, on the card too, before the next one loads."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

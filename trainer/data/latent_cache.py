@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import gc
 import hashlib
 import itertools
 import os
@@ -20,7 +19,7 @@ from torch import Tensor
 from ..common.distributed import ONE, Ranks
 from ..common.errors import UserError
 from ..common.files import replacing, sha256
-from ..common.host_memory import free_ram_mib
+from ..common.host_memory import free_ram_mib, give_back
 from ..common.interrupts import Progress
 from ..models import base_model
 from ..models.base_model import Base
@@ -209,7 +208,7 @@ class LatentCache:
             done += len(batch)
         progress("images", done, len(missing))
         del vae
-        _free()
+        give_back()
 
     @torch.no_grad()
     def _encode_captions(self, missing: dict[str, str], store: Store, progress: Progress) -> None:
@@ -220,7 +219,7 @@ class LatentCache:
             states = text_states(tokenizer, encoder, [caption], self.clip_skip, max_tokens=self.max_tokens)
             store.put(key, states[0].cpu())
         del tokenizer, encoder
-        _free()
+        give_back()
 
 
 def _shares(ranks: Ranks, store: Store, items: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -244,10 +243,3 @@ def _alike(items: list, size_of: Callable[[Any], tuple[int, int]]) -> Iterator[l
         same = list(group)
         count = max(1, PIXELS_AT_ONCE // (width * height))
         yield from (same[i : i + count] for i in range(0, len(same), count))
-
-
-def _free() -> None:
-    """Give a model's memory back before the next one loads."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -104,6 +104,27 @@ def _halves(n: int) -> list[int]:
     return [n] if n == 1 else [n, *_halves((n + 1) // 2)]
 
 
+def more_frugal(
+    config: TrainConfig, base: Base, plan: MemoryPlan, *, fixed: Set[str] = frozenset()
+) -> MemoryPlan | None:
+    """Return the next plan that needs less memory, after a real out-of-memory; None if nothing is left to save.
+
+    Each saving is taken whole: to find out that a little of it was not enough takes another start.
+
+    Args: fixed: fields of the plan that must stay, beside those that the settings name.
+    """
+    unet = build(shape_of(config, base), plan)
+    units, blocks = len(memory_plan.checkpoint_units(unet)), len(memory_plan.offload_blocks(unet))
+    savings: list[dict[str, Any]] = [{"micro_batch": 1, "checkpointing": units}]
+    if config.network == "lora":
+        savings += [{"weights": "fp8"}, {"offload": blocks}]
+    for saving in savings:
+        free = {k: v for k, v in saving.items() if getattr(config, k) == "auto" and k not in fixed}
+        if (found := replace(plan, **free)) != plan:
+            return found
+    return None
+
+
 def advice(config: TrainConfig, base: Base, events: Sequence[Mapping[str, Any]]) -> str:
     """Name the memory saving that is still off and would help most, after a real out-of-memory.
 
@@ -176,8 +197,6 @@ def _or_half(precision: str) -> str:
 
 def table(found: MemoryPlan, estimate: Estimate) -> list[str]:
     """Return lines for the screen: the chosen settings, then the peak memory by part."""
-    chosen = f"micro-batch {found.micro_batch}, weights {found.weights}, arithmetic {found.precision}"
-    chosen += f", {found.checkpointing} parts checkpointed, {found.offload} blocks in CPU memory"
     rows = {
         "frozen weights": estimate.weights,
         "trained, gradients, optimizer": estimate.lora,
@@ -185,7 +204,13 @@ def table(found: MemoryPlan, estimate: Estimate) -> list[str]:
         "CUDA itself (counted as)": estimate.context,
         "peak": estimate.total,
     }
-    return [chosen, *(_row(name, mib) for name, mib in rows.items())]
+    return [describe(found), *(_row(name, mib) for name, mib in rows.items())]
+
+
+def describe(plan: MemoryPlan) -> str:
+    """Return a plan's settings in words."""
+    formats = f"micro-batch {plan.micro_batch}, weights {plan.weights}, arithmetic {plan.precision}"
+    return f"{formats}, {plan.checkpointing} parts checkpointed, {plan.offload} blocks in CPU memory"
 
 
 def _row(name: str, mib: float) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..audit.auto_prior import resolve_prior
 from ..common.errors import NonFinite, Stopped, UserError
+from ..common.host_memory import give_back
 from ..common.wording import counted
 from ..config.train_config import to_toml, with_absolute_paths
 from ..data import sampler
@@ -53,8 +54,22 @@ def run(job: TrainingJob, context: RunContext, *, is_resume: bool, picture: Make
     state = _settle_resume(job, context) if is_resume else None
     plan = _choose_memory_plan(job, context, state)
     prepared = _prepare_job(job, context, plan, state)
-    loop = _load_loop(prepared, context, plan, state)
-    return _train_and_save(prepared, context, loop, picture, started)
+    first = state["progress"]["step"] if state else 0
+    while True:
+        loop = None
+        try:
+            loop = _load_loop(prepared, context, plan, state)
+            return _train_and_save(prepared, context, loop, picture, started)
+        except Exception as error:
+            has_begun = loop is not None and loop.progress.step > first
+            smaller = None if has_begun else _more_frugal(error, prepared, context, plan, state)
+            if smaller is None:
+                raise
+            plan = smaller
+        loop = None
+        give_back()
+        formats = {**prepared.record["formats"], "weights": plan.weights}
+        prepared = replace(prepared, record={**prepared.record, "formats": formats})
 
 
 def _settle_resume(job: TrainingJob, context: RunContext) -> dict[str, Any] | None:
@@ -92,6 +107,21 @@ def _choose_memory_plan(job: TrainingJob, context: RunContext, state: dict[str, 
             text = f"{estimate.total:.0f} MiB are needed by the estimate, {budget:.0f} MiB are there"
             context.warn(f"this may run out of memory: {text}")
     return plan
+
+
+def _more_frugal(
+    error: Exception, prepared: Prepared, context: RunContext, plan: MemoryPlan, state: dict[str, Any] | None
+) -> MemoryPlan | None:
+    """Choose what to try next where memory ran out before a first step; None if it did not, or nothing is left."""
+    if context.ranks.world > 1 or not devices.is_out_of_memory(error):
+        return None
+    fixed = {"weights"} if state else set()  # a resumed run keeps its number formats
+    if context.device.type != "cuda":
+        fixed.add("offload")
+    smaller = planner.more_frugal(prepared.job.config, prepared.job.base, plan, fixed=fixed)
+    if smaller:
+        context.warn(f"out of memory before the first step; trying again with {planner.describe(smaller)}")
+    return smaller
 
 
 def _prepare_job(job: TrainingJob, context: RunContext, plan: MemoryPlan, state: dict[str, Any] | None) -> Prepared:

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from ..audit.auto_prior import resolve_prior
 from ..common.errors import NonFinite, Stopped, UserError
 from ..common.host_memory import give_back
@@ -20,12 +18,11 @@ from ..memory import devices, planner
 from ..memory.memory_plan import DTYPES, MemoryPlan
 from ..models import base_model
 from ..models.text_states import longer_than
-from ..reporting import verdict
 from ..reporting.run_context import RunContext
 from . import resume
 from .denoiser import Denoiser
 from .learner import Learner, TrainedModel, check_init_lora, full_network, lora_network
-from .saving import save_merged, save_result
+from .saving import HarmWatch, save_merged, save_result
 from .training_loop import TrainingLoop
 
 CHECKPOINTS = 10  # states and probes over a run
@@ -225,7 +222,7 @@ def _train_and_save(
     job, config, is_first = prepared.job, prepared.job.config, context.ranks.is_first
     every = config.save_state_every or max(1, config.steps // CHECKPOINTS)
     growth: dict[str, float] = {}
-    watch = _HarmWatch()
+    watch = HarmWatch()
     try:
         for report in loop.steps():
             context.emit("step", **asdict(report))
@@ -268,32 +265,6 @@ def _checkpoint(prepared: Prepared, context: RunContext, loop: TrainingLoop) -> 
         _save_state(prepared, context, loop)
     context.emit("checkpoint", step=loop.progress.step, of=prepared.job.config.steps, rises=growth)
     return growth
-
-
-@dataclass
-class _HarmWatch:
-    """Warns once when the loss on normal images has grown, and keeps the LoRA of the last checkpoint before."""
-
-    good: tuple[int, dict[str, Tensor]] | None = None  # its step and weights
-    has_warned: bool = False
-
-    def look(
-        self, job: TrainingJob, context: RunContext, loop: TrainingLoop, growth: dict[str, float], started: float
-    ) -> None:
-        config = job.config
-        if self.has_warned or not context.ranks.is_first or config.objective == "unsupervised":
-            return
-        harm = verdict.about_harm(growth)
-        if not harm:
-            self.good = (loop.progress.step, loop.learner.network.weights()) if config.network == "lora" else None
-            return
-        self.has_warned = True
-        kept = ""
-        if self.good:
-            step, weights = self.good
-            save_result(job, context, loop, started, at_step=step, weights=weights)
-            kept = f" The LoRA of step {step}, before that, is kept as {context.run_dir.name}-{step:06d}.safetensors."
-        context.warn(f"step {loop.progress.step}: {harm}{kept}")
 
 
 def _try_picture(picture: MakePicture, so_far: TrainedModel, step: int, context: RunContext) -> None:

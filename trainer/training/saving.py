@@ -1,8 +1,8 @@
-"""What a run saves: the LoRA with its metadata, and on request the model with the LoRA merged in."""
+"""What a run saves: the LoRA with its metadata, that of before harm, and on request the model with the LoRA in it."""
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..config.train_config import TrainConfig
 from ..data.job import TrainingJob
 from ..memory.memory_plan import DTYPES
 from ..models import base_model, lora_file, merge
+from ..reporting import verdict
 from ..reporting.run_context import RunContext
 from ..reporting.run_dir import RunDir
 from .training_loop import TrainingLoop
@@ -55,6 +56,32 @@ def save_result(
         found = loop.learner.network.weights() if weights is None else weights
         step = loop.progress.step if at_step is None else at_step
         _save_lora(job, context.run_dir.lora.with_name(f"{name}.safetensors"), loop, found, step, started)
+
+
+@dataclass
+class HarmWatch:
+    """Warns once when the loss on normal images has grown, and keeps the LoRA of the last checkpoint before."""
+
+    good: tuple[int, dict[str, Tensor]] | None = None  # its step and weights
+    has_warned: bool = False
+
+    def look(
+        self, job: TrainingJob, context: RunContext, loop: TrainingLoop, growth: dict[str, float], started: float
+    ) -> None:
+        config = job.config
+        if self.has_warned or not context.ranks.is_first or config.objective == "unsupervised":
+            return
+        harm = verdict.about_harm(growth)
+        if not harm:
+            self.good = (loop.progress.step, loop.learner.network.weights()) if config.network == "lora" else None
+            return
+        self.has_warned = True
+        kept = ""
+        if self.good:
+            step, weights = self.good
+            save_result(job, context, loop, started, at_step=step, weights=weights)
+            kept = f" The LoRA of step {step}, before that, is kept as {context.run_dir.name}-{step:06d}.safetensors."
+        context.warn(f"step {loop.progress.step}: {harm}{kept}")
 
 
 def _save_lora(

@@ -62,7 +62,8 @@ class View:
             self._note(f"predicted peak: {event['total_mib']:.0f} of {event['budget_mib']:.0f} MiB")
 
     def _note(self, text: str) -> None:
-        self.notes.append(text)
+        if text not in self.notes:  # a start that is tried again warns again
+            self.notes.append(text)
         comfy_host.say("\n".join(self.lines()))
 
     def _step(self, event: launch.Event) -> None:

@@ -473,6 +473,10 @@ def test_an_evaluation_tries_the_names_that_the_run_tried(tmp_path):
     words = ["--base", "model.safetensors", "--prompt", "x", "--lora", str(tmp_path / "mine.safetensors")]
     assert read_options(words).name_prompts == ["Jane Doe", "Jane"]
     assert read_options([*words, "--name-prompts", "J. D."]).name_prompts == ["J. D."]
+    assert read_options([*words, "--name-prompts", ""]).name_prompts == []
+    assert read_options(["--base", "builtin", *words[2:]]).name_prompts == ["Jane Doe", "Jane"]
+    (tmp_path / "mine-000050.safetensors").touch()
+    assert read_options([*words[:-1], str(tmp_path / "mine-000050.safetensors")]).name_prompts == ["Jane Doe", "Jane"]
     (tmp_path / "other.safetensors").touch()
     assert read_options([*words[:-1], str(tmp_path / "other.safetensors")]).name_prompts == []
 

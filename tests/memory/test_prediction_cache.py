@@ -1,7 +1,9 @@
 """Predictions that are kept: the same as made anew, and made anew whenever anything differs."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -64,11 +66,11 @@ def test_other_code_predicts_anew(made, monkeypatch):
     assert len(made) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"KEY": 3}', '{"KEY": {"weights": 1}}', "\0"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"weights": 1}', '{"weights": 1, "other": 2}', "\0"])
 def test_a_damaged_file_is_written_anew(made, tmp_path, text):
-    file = tmp_path / "cache" / "predictions.json"
-    file.parent.mkdir()
-    file.write_text(text.replace("KEY", prediction_cache._key(SHAPE, PLAN)))
+    file = tmp_path / "cache" / "predictions" / f"{prediction_cache._key(SHAPE, PLAN)}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
     assert prediction_cache.predict(SHAPE, PLAN) == prediction_cache.predict(SHAPE, PLAN)
     assert len(made) == 1
 
@@ -79,16 +81,9 @@ def test_a_folder_that_cannot_be_written_costs_only_the_time(made, monkeypatch, 
     assert prediction_cache.predict(SHAPE, PLAN).weights == 1.5
 
 
-def test_the_oldest_go_first(made, monkeypatch):
-    monkeypatch.setattr(prediction_cache, "MOST", 3)
-    plans = [replace(PLAN, micro_batch=n) for n in range(1, 6)]
-    for plan in plans:
-        prediction_cache.predict(SHAPE, plan)
-    for plan in plans[2:]:
-        prediction_cache.predict(SHAPE, plan)
-    assert len(made) == 5
-    prediction_cache.predict(SHAPE, plans[0])
-    assert len(made) == 6
+def test_the_key_holds_all_code_of_ours_that_a_prediction_runs():
+    source = Path(estimator.__file__).read_text()
+    assert set(re.findall(r"^from \.\.models\.(\w+) import", source, re.MULTILINE)) == set(prediction_cache.MODELS)
 
 
 def test_the_systems_folder_is_taken(monkeypatch, tmp_path):
@@ -98,4 +93,10 @@ def test_the_systems_folder_is_taken(monkeypatch, tmp_path):
     assert prediction_cache.folder() == tmp_path / "pu-unlearn"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # which Windows reads
     assert prediction_cache.folder() == tmp_path / ".cache" / "pu-unlearn"
+    monkeypatch.setattr(prediction_cache.sys, "platform", "darwin")
+    assert prediction_cache.folder() == tmp_path / "Library" / "Caches" / "pu-unlearn"
+    monkeypatch.setattr(prediction_cache.sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
+    assert prediction_cache.folder() == tmp_path / "Local" / "pu-unlearn"

@@ -68,7 +68,7 @@ def test_out_of_memory_loses_nothing(trainer, digit_folders, broken, tmp_path):
 
 @pytest.mark.parametrize("where", ["measuring the base model", "the first step"])
 def test_a_start_without_enough_memory_is_tried_again_with_less(trainer, digit_folders, tmp_path, monkeypatch, where):
-    """The whole of the next saving is tried, said, kept in the state, and the LoRA is that of a run that began so."""
+    """The whole of the next saving is tried and said, and the LoRA is that of a run that began so."""
     seen = []
 
     def starve(genuine):
@@ -93,6 +93,48 @@ def test_a_start_without_enough_memory_is_tried_again_with_less(trainer, digit_f
     other = trainer(*own(digit_folders, "--output-dir", tmp_path / "other", *settings))
     assert other.returncode == 0, other.stderr
     assert same(lora(tmp_path), lora(tmp_path / "other"))
+
+
+def test_the_number_format_that_a_retry_chose_is_that_of_the_state(trainer, digit_folders, tmp_path, monkeypatch):
+    genuine, calls = training_loop.TrainingLoop.prepare, []
+
+    def prepare(self):
+        calls.append(1)
+        if len(calls) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return genuine(self)
+
+    monkeypatch.setattr(training_loop.TrainingLoop, "prepare", prepare)
+    done = trainer(*own(digit_folders, "--output-dir", tmp_path, "--prior", 0.2))
+    assert done.returncode == 0, done.stderr
+    assert RunDir(tmp_path, "pu-lora").load_state()["run"]["formats"]["weights"] == "fp8"
+
+
+def test_a_resumed_run_that_is_tried_again_ends_with_the_same_bits(
+    trainer, digit_folders, broken, tmp_path, monkeypatch
+):
+    """Memory runs out after the optimizer has changed what the state had: the retry reads it again."""
+    genuine, calls = torch.optim.AdamW.step, []
+
+    def step(self, *arguments):
+        found = genuine(self, *arguments)
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    lora_before = (broken / "pu-lora.safetensors").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        done = trainer("--resume", "--name", "pu-lora", "--output-dir", broken)
+    assert done.returncode == 0, done.stderr
+    assert len(calls) == 1 + 6 - 3
+    assert (broken / "pu-lora.safetensors").stat().st_mtime_ns > lora_before
+    settings = ["--micro-batch", 1, "--checkpointing", "all"]
+    whole = trainer(*own(digit_folders, "--output-dir", tmp_path / "whole", *settings))
+    assert whole.returncode == 0, whole.stderr
+    one, other = lora(broken), lora(tmp_path / "whole")
+    assert all(torch.allclose(one[k].float(), other[k].float(), rtol=1e-3, atol=1e-6) for k in one)
 
 
 def test_half_a_step_is_not_saved(trainer, digit_folders, tmp_path, monkeypatch):

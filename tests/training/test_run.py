@@ -296,6 +296,23 @@ def test_out_of_memory_has_its_own_exit_code(digit_folders, tmp_path, monkeypatc
 
     monkeypatch.setattr(denoiser.Denoiser, "errors_of", errors)
     assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path, "--keep-cache")]) == 3
+    said = capsys.readouterr()
+    for tried in ("weights fp32, arithmetic fp32, 9 parts", "weights fp8, arithmetic fp32, 9 parts"):
+        assert f"before the first step; trying again with micro-batch 1, {tried}" in said.out + said.err
+    assert "out of memory. Every saving is on: a smaller --resolution or --rank is left." in said.err
+
+
+@pytest.mark.long
+def test_out_of_memory_in_a_run_with_settings_of_ones_own_names_one(digit_folders, tmp_path, monkeypatch, capsys):
+    from trainer.__main__ import main
+    from trainer.training import denoiser
+
+    def errors(self, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(denoiser.Denoiser, "errors_of", errors)
+    named = ["--micro-batch", 5, "--checkpointing", 0, "--weights", "fp32", "--offload", 0]
+    assert main([str(a) for a in own(digit_folders, "--output-dir", tmp_path, *named)]) == 3
     said = capsys.readouterr().err
     assert re.search(r"Largest saving still off: --[a-z-]+ \w+ \(predicted peak \d+ instead of \d+ MiB", said), said
 

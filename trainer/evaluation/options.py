@@ -1,6 +1,7 @@
 """What `python -m trainer evaluate` can be asked: read and checked all at once, before anything slow is imported."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,6 @@ from ..reporting.run_dir import RunDir
 
 DIGITS = {  # on the built-in model
     "prompt": digits.PROMPT,
-    "name_prompts": digits.NAME_PROMPTS,
     "retain_prompts": [f"a photo of the digit {name}" for name in ("zero", "two", "four", "six", "eight")],
     "strengths": [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5],
 }
@@ -76,8 +76,8 @@ class Options(PictureOptions, ProgramOptions):
     paraphrases: Texts = option([], "other words for the prompt, separated by |")
     name_prompts: Texts = option(
         [],
-        "prompts that name what is sensitive, separated by |: do they still produce it? [those that the LoRA's own run "
-        "tried]",
+        "prompts that name what is sensitive, separated by |: do they still produce it? [those that the run tried "
+        "whose folder lies beside the LoRA]",
     )
     strengths: Annotated[list[float], Takes("X,X"), BeforeValidator(_numbers)] = option(
         [], "strengths of the LoRA for a curve, such as 0,0.5,1,1.5"
@@ -134,7 +134,7 @@ def read_options(argv: Sequence[str], *, lora_follows: bool = False) -> Options:
     options = read_settings(argv, make_parser(), Options, check)
     strengths = options.strengths if options.lora else []  # without a LoRA, there is no strength to change
     out = options.out if "out" in options.model_fields_set else _out(options)
-    names = options.name_prompts or (names_of_run(options.lora) if options.lora else [])
+    names = options.name_prompts if "name_prompts" in options.model_fields_set else _names_to_try(options)
     options = options.model_copy(update={"out": out, "strengths": strengths, "name_prompts": names})
     if options.relearn:
         _try_attack(options)
@@ -149,11 +149,14 @@ def _out(options: Options) -> Path:
     return (lora.parent if lora and is_beside_run else Path("output")) / f"{name}-evaluate"
 
 
-def names_of_run(lora: Path) -> list[str]:
-    """Return the prompts naming what is sensitive that were tried by the run whose folder lies beside the LoRA."""
-    events = RunDir(lora.parent, lora.stem).events()
-    tried: list[list[str]] = [event["prompts"] for event in events if event["event"] == "name_prompts"]
-    return tried[-1] if tried else []
+def _names_to_try(options: Options) -> list[str]:
+    """Return the prompts that the run tried whose folder lies beside the LoRA; on the built-in model, else, the digits'."""
+    if options.lora:
+        name = re.sub(r"-\d{6}$", "", options.lora.stem)  # of a LoRA that was saved on the way
+        for event in reversed(RunDir(options.lora.parent, name).events()):
+            if event["event"] == "name_prompts":
+                return list(event["prompts"])
+    return [name.strip() for name in digits.NAME_PROMPTS.split("|")] if options.base == BUILTIN else []
 
 
 def _try_attack(options: Options) -> None:

@@ -12,6 +12,7 @@ real even digits; the last figure is the share of the rarest even digit among th
 import argparse
 import itertools
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 
 from ..builtin import CONFIG, MODEL, digits
 from ..common.distributed import ONE
+from ..common.files import write_text
 from ..config.arguments import parse
 from ..config.train_config import TrainConfig
 from ..data.folders import Reading, scan
@@ -194,12 +196,13 @@ def run_task(name: str, weight: str, seed: int, root: Path) -> dict:
 
 def _base_shares(seed: int, root: Path) -> np.ndarray:
     """Return how often the base model makes each digit, [10], from the seeds that a task's pictures have."""
-    target = root / f"base model, seed {seed}.npy"
+    target = root / f"base model, seed {seed}.txt"
     if not target.exists():
         make, settings = pipeline.load_pipeline(base_model.Base(MODEL)), PictureSettings(64, 25, 1.0)
         labels = DigitJudge().classify(generate_pictures(make, digits.PROMPT, _seeds(seed, TASK_PICTURES), settings))[0]
-        np.save(target, np.bincount(labels, minlength=10) / len(labels))
-    return np.load(target)
+        shares = np.bincount(labels, minlength=10) / len(labels)
+        write_text(target, " ".join(map(str, shares)))
+    return np.loadtxt(target)
 
 
 def _write_task(task: Task, seed: int, root: Path) -> tuple[Path, Path]:
@@ -314,8 +317,15 @@ def task_table(root: Path) -> str:
     heads = ("sensitive, share", "seed", "weight", "prior", "rate", "Fréchet distance", "rarest normal digit")
     lines = ["| " + " | ".join((*heads, "lowest share ÷ before", "R negative")) + " |", "|" + 9 * "---|"]
     for f in found:
-        cells = [f["task"], str(f["seed"]), f["weight"], f"{f['prior']:.2f}", f"{f['rate']:.3f}", f"{f['frechet']:.1f}"]
-        cells += [f"{f['rarest']:.3f}", f"{f['kept']:.2f}", f"{f['negative_steps']} steps"]
+        cells = [
+            f["task"],
+            str(f["seed"]),
+            f["weight"],
+            f"{f.get('prior', math.nan):.2f}",
+            f"{f['rate']:.3f}",
+            f"{f['frechet']:.1f}",
+        ]
+        cells += [f"{f['rarest']:.3f}", f"{f.get('kept', math.nan):.2f}", f"{f['negative_steps']} steps"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -150,7 +150,8 @@ def advice(config: TrainConfig, base: Base, events: Sequence[Mapping[str, Any]])
     if config.network == "lora":
         if not any(e["event"] == "step" for e in events):  # a resumed run must keep its number formats
             savings["--weights fp8"] = replace(now, weights="fp8")
-        savings["--offload all"] = replace(now, offload=blocks)
+        if device.type == "cuda":  # elsewhere the weights are in that memory already
+            savings["--offload all"] = replace(now, offload=blocks)
     after = {words: predict(shape, found).total for words, found in savings.items() if found != now}
     if not after or min(after.values()) > 0.99 * before:
         return "Every saving is on: a smaller --resolution or --rank is left."

@@ -13,27 +13,26 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from ..common.files import write_text
+from ..common.files import replacing
 from . import estimator
 from .estimator import Estimate, Shape
 from .memory_plan import MemoryPlan
 
 FOLDER = "PU_UNLEARN_CACHE"  # environment variable: another folder than the system's
-MOST = 2000  # predictions kept; the oldest go first
-PACKAGES = ("torch", "diffusers", "peft")  # whose code a prediction runs
+MODELS = ("networks", "noise_schedule")  # modules of trainer/models whose code a prediction runs
+PACKAGES = ("torch", "diffusers", "peft")  # the same
 
 
 def predict(shape: Shape, plan: MemoryPlan) -> Estimate:
     """Return `estimator.predict(shape, plan)`: the one kept from an earlier call, if there is one."""
-    file = folder() / "predictions.json"
-    key, kept = _key(shape, plan), _read(file)
-    with suppress(KeyError, TypeError):  # absent, or of another form
-        return Estimate(**kept[key])
+    file = folder() / "predictions" / f"{_key(shape, plan)}.json"
+    with suppress(OSError, ValueError, TypeError):  # absent, or damaged
+        return Estimate(**json.loads(file.read_text(encoding="utf-8")))
     made = estimator.predict(shape, plan)
-    kept = {**dict(list(_read(file).items())[-MOST + 1 :]), key: asdict(made)}  # read again: it took a while
     with suppress(OSError):  # no home, no space: it is predicted anew then
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(kept, indent=0))
+        with replacing(file, durable=False) as temporary:
+            temporary.write_text(json.dumps(asdict(made)), encoding="utf-8")
     return made
 
 
@@ -51,14 +50,6 @@ def folder() -> Path:
     return (root if root.is_absolute() else Path(tempfile.gettempdir())) / "pu-unlearn"
 
 
-def _read(file: Path) -> dict[str, dict[str, float]]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _key(shape: Shape, plan: MemoryPlan) -> str:
     asked = json.dumps([asdict(shape), asdict(plan), _code()], sort_keys=True, default=str)
     return hashlib.sha256(asked.encode()).hexdigest()
@@ -68,6 +59,6 @@ def _key(shape: Shape, plan: MemoryPlan) -> str:
 def _code() -> list[str]:
     """Return what tells one state of the code that predicts from another."""
     here = Path(__file__).parent
-    files = [*sorted(here.glob("*.py")), here.parent / "models" / "networks.py"]
+    files = [*sorted(here.glob("*.py")), *(here.parent / "models" / f"{name}.py" for name in MODELS)]
     sources = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return [sources, *(version(name) for name in PACKAGES)]

@@ -51,22 +51,14 @@ def run(job: TrainingJob, context: RunContext, *, is_resume: bool, picture: Make
     state = _settle_resume(job, context) if is_resume else None
     plan = _choose_memory_plan(job, context, state)
     prepared = _prepare_job(job, context, plan, state)
-    first = state["progress"]["step"] if state else 0
-    while True:
-        loop = None
-        try:
-            loop = _load_loop(prepared, context, plan, state)
-            return _train_and_save(prepared, context, loop, picture, started)
-        except Exception as error:
-            has_begun = loop is not None and loop.progress.step > first
-            smaller = None if has_begun else _more_frugal(error, prepared, context, plan, state)
-            if smaller is None:
-                raise
-            plan = smaller
-        loop = None
+    while not isinstance(made := _attempt(prepared, context, plan, state, picture, started), TrainedModel):
+        plan = made
         give_back()
         formats = {**prepared.record["formats"], "weights": plan.weights}
         prepared = replace(prepared, record={**prepared.record, "formats": formats})
+        if state:  # the first attempt may have changed its tensors
+            state = context.run_dir.load_state()
+    return made
 
 
 def _settle_resume(job: TrainingJob, context: RunContext) -> dict[str, Any] | None:
@@ -106,19 +98,33 @@ def _choose_memory_plan(job: TrainingJob, context: RunContext, state: dict[str, 
     return plan
 
 
-def _more_frugal(
-    error: Exception, prepared: Prepared, context: RunContext, plan: MemoryPlan, state: dict[str, Any] | None
-) -> MemoryPlan | None:
-    """Choose what to try next where memory ran out before a first step; None if it did not, or nothing is left."""
-    if context.ranks.world > 1 or not devices.is_out_of_memory(error):
-        return None
-    fixed = {"weights"} if state else set()  # a resumed run keeps its number formats
-    if context.device.type != "cuda":
-        fixed.add("offload")
-    smaller = planner.more_frugal(prepared.job.config, prepared.job.base, plan, fixed=fixed)
-    if smaller:
+def _attempt(
+    prepared: Prepared,
+    context: RunContext,
+    plan: MemoryPlan,
+    state: dict[str, Any] | None,
+    picture: MakePicture,
+    started: float,
+) -> TrainedModel | MemoryPlan:
+    """Load and train. Returns: what was trained; or, where memory ran out before a first step, what to try next."""
+    first, loop = state["progress"]["step"] if state else 0, None
+    try:
+        loop = _load_loop(prepared, context, plan, state)
+        return _train_and_save(prepared, context, loop, picture, started)
+    except Exception as error:
+        has_begun = loop is not None and not first == loop.progress.step < prepared.job.config.steps
+        if has_begun or context.ranks.world > 1 or not devices.is_out_of_memory(error):
+            raise
+        fixed = (
+            {"weights"} if state or context.device.type == "mps" else set()
+        )  # a resume keeps formats; mps has no fp8
+        if context.device.type != "cuda":
+            fixed.add("offload")
+        smaller = planner.more_frugal(prepared.job.config, prepared.job.base, plan, fixed=fixed)
+        if smaller is None:
+            raise
         context.warn(f"out of memory before the first step; trying again with {planner.describe(smaller)}")
-    return smaller
+        return smaller
 
 
 def _prepare_job(job: TrainingJob, context: RunContext, plan: MemoryPlan, state: dict[str, Any] | None) -> Prepared:
@@ -190,7 +196,7 @@ def _with_prior(job: TrainingJob, context: RunContext, plan: MemoryPlan) -> Trai
 
 def _load_loop(prepared: Prepared, context: RunContext, plan: MemoryPlan, state: dict[str, Any] | None) -> TrainingLoop:
     """Load the U-Net, put it where state left off, and measure the base model's error."""
-    context.phase("load")
+    context.phase("load", switches=asdict(plan))
     job = prepared.job
     network = (full_network if job.config.network == "full" else lora_network)(job, context, plan)
     learner = Learner(job.config, network, plan.precision, context)
@@ -222,7 +228,7 @@ def _train_and_save(
     job, config, is_first = prepared.job, prepared.job.config, context.ranks.is_first
     every = config.save_state_every or max(1, config.steps // CHECKPOINTS)
     growth: dict[str, float] = {}
-    watch = HarmWatch()
+    watch, first = HarmWatch(), loop.progress.step
     try:
         for report in loop.steps():
             context.emit("step", **asdict(report))
@@ -236,8 +242,13 @@ def _train_and_save(
                 growth = _checkpoint(prepared, context, loop)
                 watch.look(job, context, loop, growth, started)
     except (Stopped, Exception) as error:
-        is_known = isinstance(error, Stopped | NonFinite) or devices.is_out_of_memory(error)
-        if is_known and loop.progress.step and loop.learner.is_whole and is_first:
+        is_starved = devices.is_out_of_memory(error) and loop.progress.step > first  # else there is nothing new to save
+        if (
+            (is_starved or isinstance(error, Stopped | NonFinite))
+            and loop.progress.step
+            and loop.learner.is_whole
+            and is_first
+        ):
             _save_state(prepared, context, loop)
             save_result(job, context, loop, started)
         raise

@@ -110,9 +110,7 @@ def test_the_number_format_that_a_retry_chose_is_that_of_the_state(trainer, digi
     assert RunDir(tmp_path, "pu-lora").load_state()["run"]["formats"]["weights"] == "fp8"
 
 
-def test_a_resumed_run_that_is_tried_again_ends_with_the_same_bits(
-    trainer, digit_folders, broken, tmp_path, monkeypatch
-):
+def test_a_resumed_run_that_is_tried_again_ends_the_same(trainer, digit_folders, broken, tmp_path, monkeypatch):
     """Memory runs out after the optimizer has changed what the state had: the retry reads it again."""
     genuine, calls = torch.optim.AdamW.step, []
 

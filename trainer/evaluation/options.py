@@ -150,7 +150,7 @@ def _out(options: Options) -> Path:
 
 
 def _names_to_try(options: Options) -> list[str]:
-    """Return the prompts that the run tried whose folder lies beside the LoRA; on the built-in model, else, the digits'."""
+    """Return the prompts that the run tried whose folder lies beside the LoRA, else those for the built-in model."""
     if options.lora:
         name = re.sub(r"-\d{6}$", "", options.lora.stem)  # of a LoRA that was saved on the way
         for event in reversed(RunDir(options.lora.parent, name).events()):

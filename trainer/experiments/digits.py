@@ -317,15 +317,9 @@ def task_table(root: Path) -> str:
     heads = ("sensitive, share", "seed", "weight", "prior", "rate", "Fréchet distance", "rarest normal digit")
     lines = ["| " + " | ".join((*heads, "lowest share ÷ before", "R negative")) + " |", "|" + 9 * "---|"]
     for f in found:
-        cells = [
-            f["task"],
-            str(f["seed"]),
-            f["weight"],
-            f"{f.get('prior', math.nan):.2f}",
-            f"{f['rate']:.3f}",
-            f"{f['frechet']:.1f}",
-        ]
-        cells += [f"{f['rarest']:.3f}", f"{f.get('kept', math.nan):.2f}", f"{f['negative_steps']} steps"]
+        cells = [f["task"], str(f["seed"]), f["weight"], f"{f.get('prior', math.nan):.2f}", f"{f['rate']:.3f}"]
+        cells += [f"{f['frechet']:.1f}", f"{f['rarest']:.3f}", f"{f.get('kept', math.nan):.2f}"]
+        cells += [f"{f['negative_steps']} steps"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

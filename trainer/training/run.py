@@ -115,9 +115,8 @@ def _attempt(
         has_begun = loop is not None and not first == loop.progress.step < prepared.job.config.steps
         if has_begun or context.ranks.world > 1 or not devices.is_out_of_memory(error):
             raise
-        fixed = (
-            {"weights"} if state or context.device.type == "mps" else set()
-        )  # a resume keeps formats; mps has no fp8
+        # a resumed run keeps its number formats; Apple's GPUs have no fp8
+        fixed = {"weights"} if state or context.device.type == "mps" else set()
         if context.device.type != "cuda":
             fixed.add("offload")
         smaller = planner.more_frugal(prepared.job.config, prepared.job.base, plan, fixed=fixed)
@@ -242,13 +241,9 @@ def _train_and_save(
                 growth = _checkpoint(prepared, context, loop)
                 watch.look(job, context, loop, growth, started)
     except (Stopped, Exception) as error:
-        is_starved = devices.is_out_of_memory(error) and loop.progress.step > first  # else there is nothing new to save
-        if (
-            (is_starved or isinstance(error, Stopped | NonFinite))
-            and loop.progress.step
-            and loop.learner.is_whole
-            and is_first
-        ):
+        is_starved = devices.is_out_of_memory(error) and loop.progress.step > first  # else nothing is new
+        is_known = is_starved or isinstance(error, Stopped | NonFinite)
+        if is_known and loop.progress.step and loop.learner.is_whole and is_first:
             _save_state(prepared, context, loop)
             save_result(job, context, loop, started)
         raise

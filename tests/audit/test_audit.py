@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 from trainer.__main__ import main
-from trainer.audit import command
+from trainer.audit import command, moving
 from trainer.audit.duplicates import near_duplicates
 from trainer.audit.features import Images, encoder_features, unet_features
 from trainer.audit.groups import group
@@ -134,6 +134,14 @@ def test_moving_is_a_dry_run_first(folders, tmp_path, capsys):
     assert len([name for name in moved if not name.endswith(".txt")]) == 3
 
 
+def test_a_caption_in_capitals_moves_with_its_image(folders, tmp_path):
+    """As training reads it: CAT.TXT beside cat.png, on every system."""
+    folders, _ = folders
+    (folders["unlabeled"] / "copy.txt").rename(folders["unlabeled"] / "COPY.TXT")
+    moving.move([folders["unlabeled"] / "copy.jpg"], folders["unlabeled"], tmp_path / "aside", apply=True)
+    assert {path.name for path in (tmp_path / "aside").iterdir()} == {"copy.jpg", "COPY.TXT", moving.MANIFEST}
+
+
 def test_the_first_can_be_left_out_of_training(folders, tmp_path, capsys):
     folders, _ = folders
     file = tmp_path / "exclude.txt"
@@ -201,7 +209,7 @@ def test_keep_at_most_moves_what_the_examples_do_not_vouch_for(folders, tmp_path
     n = len([path for path in folders["unlabeled"].iterdir() if path.suffix != ".txt"])
     assert audit(folders, tmp_path, "--keep-at-most", 0.2, "--move-to", tmp_path / "aside", "--apply") == 0
     assert len(list((tmp_path / "aside").glob("*.png"))) == n - 4
-    assert f"{n - 4} of {n} images go: of the hidden sensitive images, at most 0.2" in capsys.readouterr().out
+    assert f"leaves out {n - 4} of {n} images: of the hidden sensitive images, at most 0.2" in capsys.readouterr().out
     assert audit(folders, tmp_path / "2", "--keep-at-most", 0.1, "--exclude", tmp_path / "names.txt") == 2
     assert "4 sensitive examples cannot promise less than 0.200" in capsys.readouterr().err
 

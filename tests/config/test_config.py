@@ -214,7 +214,8 @@ def test_resume_without_a_name_takes_the_newest_that_is_not_done(folders, tmp_pa
             os.utime(tmp_path / name / place, (at, at))
     arguments = ["--resume", "--output-dir", str(tmp_path)]
     assert parse(arguments, CONFIG).config.name == "unsaved"  # stopped before its first state
-    (tmp_path / "unsaved" / "events.jsonl").write_text('{"event": "done"}\n')
+    # U+2028, which JSON leaves as it is, ends no line
+    (tmp_path / "unsaved" / "events.jsonl").write_text('{"event": "done", "lora": "a\u2028b"}\n', encoding="utf-8")
     assert parse(arguments, CONFIG).config.name == "newest"
     (tmp_path / "newest" / "events.jsonl").write_text('{"event": "done"}\n')
     assert parse(arguments, CONFIG).config.name == "again"

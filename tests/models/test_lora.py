@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from trainer.builtin import MODEL
 from trainer.common.errors import UserError
+from trainer.evaluation import relearning
 from trainer.models import base_model, lora_file, pipeline
 from trainer.models.networks import LoraNetwork, attach_lora, lora_target_names
 from trainer.models.text_states import text_states
@@ -230,6 +231,7 @@ def test_training_continues_from_loras_of_other_trainers(unet, writer, tmp_path)
     network = LoraNetwork(fresh)
     network.load_weights(lora_file.from_kohya(path, network.pairs(), rank=RANK, scale=1.0))
     torch.testing.assert_close(call(fresh), wanted, atol=2e-5, rtol=1e-4)
+    assert relearning.lora_rank(path) == RANK
 
 
 def test_what_a_lora_has_beyond_is_refused_by_name(unet, tmp_path):

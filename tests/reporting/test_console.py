@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from trainer.common.events import EventWriter
+from trainer.reporting import console
 from trainer.reporting.console import Console
 from trainer.reporting.run_dir import RunDir
 from trainer.training import command
@@ -19,11 +20,29 @@ def last_line(text):
     return text.rstrip("\n").split("\n")[-1].split("\r")[-1]
 
 
-def test_the_last_message_has_its_own_line(tmp_path, capsys):
-    console = Console(RunDir(tmp_path, "run"), jsonl=False)
-    console.emit("step", **STEP)
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setattr(console, "has_terminal", lambda: True)
+
+
+def test_without_a_terminal_there_is_a_line_for_each_tenth(tmp_path, capsys):
+    shown = Console(RunDir(tmp_path, "run"), jsonl=False)
+    for step in range(1, 31):
+        shown.emit("step", **{**STEP, "step": step, "of": 30, "s_per_step": 4.0})
+    shown.close()
+    said = capsys.readouterr()
+    assert said.err == ""
+    lines = said.out.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "step 3 of 30, loss 0.500, normal risk 0.400, sensitive/unlabeled 1.000, 01:48 left"
+    assert lines[-1] == "step 30 of 30, loss 0.500, normal risk 0.400, sensitive/unlabeled 1.000"
+
+
+def test_the_last_message_has_its_own_line(tmp_path, terminal, capsys):
+    shown = Console(RunDir(tmp_path, "run"), jsonl=False)
+    shown.emit("step", **STEP)
     assert "0/3" in last_line(capsys.readouterr().err), "a bar is there, without an end of its line"
-    console.end("stopped; to continue: …")
+    shown.end("stopped; to continue: …")
     lines = capsys.readouterr().err.split("\n")
     assert lines[-2:] == ["stopped; to continue: …", ""]
     assert len(lines) == 3, "the bar ends its own line"

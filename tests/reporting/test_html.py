@@ -128,7 +128,7 @@ def prior(folder, *, full):
 
 def reproduction(folder, *, full):
     png(folder, "pu-seed0.png")
-    found = {"objective": "pu", "seed": 0, "judge": EVIL, "train_s": 3}
+    found = {"objective": "pu", "seed": 0, "judge": EVIL, "train_s": 3, "recipe": {"settings": {"name": EVIL}}}
     if full:
         found |= {"rate": 0.9, "low": 0.8, "high": 0.95, "n": 20, "frechet": 2.0, "distance": EVIL}
     experiment = reproduce.Experiment("mnist", {"name": EVIL})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..common.wording import counted
 from ..objective import class_prior
 from ..objective.class_prior import Prior
 
@@ -52,7 +53,7 @@ def describe(prior: Prior) -> list[str]:
     """Return the estimate in words, with what it is worth; where it is worth little, the last line says so."""
     lines = [
         f"prior: {prior.value:.2f} (95 % interval {prior.low:.2f} to {prior.high:.2f}), from {prior.n_unlabeled} "
-        f"unlabeled and {prior.n_sensitive} sensitive images",
+        f"unlabeled and {counted(prior.n_sensitive, 'sensitive image')}",
         f"how well they are told apart: AUC {prior.auc:.2f}, cross-fitted (1 without a mistake, 0.5 by chance)",
         f"cross-check by Elkan and Noto, which tends to be too high: {prior.elkan_noto:.2f}",
         "it counts only what resembles the sensitive examples: other sensitive images are missed, and normal images "
@@ -67,7 +68,7 @@ def _doubt(prior: Prior) -> str:
         reason = f"these features hardly tell sensitive from normal images (AUC {prior.auc:.2f})"
         hint = "Look at the first images of audit, or audit with an encoder of your own (--score encoder)"
     else:
-        reason = f"{prior.n_unlabeled} unlabeled and {prior.n_sensitive} sensitive images are few"
+        reason = f"{prior.n_unlabeled} unlabeled and {counted(prior.n_sensitive, 'sensitive image')} are few"
         hint = "More sensitive examples narrow it"
     return (
         f"{reason}: the share may be anything from {prior.low:.2f} to {prior.high:.2f}. {hint}; if you know the share, "

@@ -292,7 +292,7 @@ def _count_for_promise(ranking: Ranking, at_most: float) -> tuple[int, list[str]
     scores, examples = ranking.scores, ranking.examples
     count = certificate.count_to_leave_out(scores, examples, at_most)
     line = (
-        f"{count} of {len(scores)} images go: of the hidden sensitive images, at most {at_most:g} are expected among "
-        f"the {len(scores) - count} that stay, if the hidden ones resemble the {len(examples)} examples"
+        f"leaves out {count} of {counted(len(scores), 'image')}: of the hidden sensitive images, at most {at_most:g} "
+        f"are expected among the {len(scores) - count} that stay, if they resemble the {len(examples)} examples"
     )
     return count, [line]

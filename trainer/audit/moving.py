@@ -1,5 +1,6 @@
 """Move images out of the unlabeled folder, and back: the manifest in the folder moved to names where each came from."""
 
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -8,9 +9,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.wording import counted
+from ..data.captions import CaptionFiles
 
 MANIFEST = "moved-by-audit.json"
-CAPTION_SUFFIXES = (".txt", ".caption")
 
 
 def move(images: Sequence[Path], source: Path, target: Path, *, apply: bool) -> str:
@@ -55,9 +56,9 @@ def undo(folder: Path) -> str:
 
 def _with_captions(images: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
+    captions_in = functools.cache(lambda folder: CaptionFiles(folder.iterdir()))
     for image in images:
-        beside = sorted(path for path in image.parent.iterdir() if path.stem == image.stem)
-        files += [image, *(path for path in beside if path.suffix.lower() in CAPTION_SUFFIXES)]
+        files += [image, *captions_in(image.parent).all_of(image)]
     return list(dict.fromkeys(files))  # a.png and a.jpg share a.txt
 
 

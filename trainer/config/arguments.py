@@ -234,7 +234,7 @@ def _steps_done(run: Path) -> int:
 def _is_done(run: Path) -> bool:
     """Return whether done is a run's last event; one further up means that the run was resumed for more steps."""
     try:
-        lines = (run / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (run / "events.jsonl").read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
     except OSError:
         return False
     return '"event": "done"' in lines[-1] if lines else False

@@ -29,7 +29,9 @@ class PictureOptions(BaseModel):
     base: str = option(
         BUILTIN, "Stable Diffusion 1.x model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'builtin'"
     )
-    vae: Path | None = option(None, "another VAE than the model's own: a .safetensors file or a diffusers folder")
+    vae: Path | None = option(
+        None, "another VAE than the model's own: a .safetensors, .ckpt or .pt file, or a diffusers folder"
+    )
     prediction_type: Literal["auto", "epsilon", "v"] = option(
         "auto", "what the U-Net predicts; auto: as the model's files state, otherwise the noise (epsilon)"
     )

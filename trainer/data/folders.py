@@ -161,7 +161,7 @@ def _hold_out(samples: list[Sample], folder: Path, seed: int) -> tuple[list[Samp
     n = max(MIN_HELD_OUT, round(HELD_OUT_SHARE * len(samples)))
     if len(samples) <= n:
         raise UserError(
-            f"{folder}: {len(samples)} sensitive images; at least {MIN_HELD_OUT + 1} are needed, "
+            f"{folder}: {counted(len(samples), 'sensitive image')}; at least {MIN_HELD_OUT + 1} are needed, "
             f"as {MIN_HELD_OUT} are held out to see whether unlearning carries over."
         )
     order = rng(seed, SPLIT).permutation(len(samples))

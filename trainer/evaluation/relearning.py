@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from ..common.distributed import ONE
+from ..common.errors import UserError
 from ..common.interrupts import Progress
 from ..config.train_config import TrainConfig
 from ..data.folders import Reading, scan
 from ..data.images import save_images
 from ..data.job import TrainingJob
 from ..memory import devices
+from ..models import lora_file
 from ..models.base_model import Base
 from ..reporting.run_context import RunContext
 from ..reporting.run_dir import RunDir
@@ -94,7 +94,8 @@ def _no_failed_pictures(make: Callable[..., None]) -> Iterator[Callable[..., Non
 
 
 def lora_rank(lora: Path) -> int:
-    """Return the rank of a LoRA file's first module."""
-    with safe_open(lora, "pt") as file:
-        name = next(key for key in file.keys() if key.endswith("lora_down.weight"))  # noqa: SIM118
-        return file.get_slice(name).get_shape()[0]
+    """Return the rank of a LoRA file's first module, whichever way it was written. Raises: UserError if it has none."""
+    for name, value in lora_file.read(lora).items():
+        if name.endswith("lora_down.weight"):
+            return value.shape[0]
+    raise UserError(f"--lora: {lora} has no pairs of layers to train further")

@@ -63,7 +63,9 @@ def build(unet: dict[str, Any] | str, fold: int, *, seed: int) -> PixelUNet:
     """
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found = UNet2DModel.from_pretrained(unet) if isinstance(unet, str) else UNet2DModel(**unet)
+        found = (
+            UNet2DModel.from_pretrained(unet, use_safetensors=True) if isinstance(unet, str) else UNet2DModel(**unet)
+        )
     return PixelUNet(found, fold)
 
 

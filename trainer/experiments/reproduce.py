@@ -213,7 +213,7 @@ def report(
         distance=found[0].get("distance"),
         runs=[(f["objective"], f["seed"], *_rate(f)) for f in found],
         grids={f"{f['objective']}, seed {f['seed']}": out / f"{f['objective']}-seed{f['seed']}.png" for f in found},
-        settings=json.dumps(experiment.settings, indent=1),
+        settings=json.dumps(found[0]["recipe"]["settings"], indent=1),  # as they ran, --steps included
     )
 
 

@@ -21,6 +21,7 @@ PHASES = {
     "calibrate": "measuring the base model's error",
     "pictures": "making pictures",
 }
+LINES = 10  # over a run, where no terminal shows a bar
 
 
 class Console:
@@ -120,16 +121,18 @@ class Console:
             self._log(self._logging_dir, fields)
         if self._begin_tracker:
             self._track(self._begin_tracker, fields)
+        step, of = fields["step"], fields["of"]
+        values = {"loss": fields["loss"], "normal risk": fields["normal_risk"], "sensitive/unlabeled": fields["ratio"]}
+        shown = {name: f"{value:.3f}" for name, value in values.items() if math.isfinite(value)}
+        if not has_terminal():
+            if step * LINES // of != (step - 1) * LINES // of:
+                self.say(", ".join([f"step {step} of {of}", *(f"{k} {v}" for k, v in shown.items()), *_left(fields)]))
+            return
         if self.bar is None:
-            self.bar = tqdm(total=fields["of"], initial=fields["step"] - 1, unit="step", dynamic_ncols=True)
-        shown = {
-            "loss": fields["loss"],
-            "R": fields["normal_risk"],
-            "sensitive/unlabeled": fields["ratio"],
-        }
-        self.bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if math.isfinite(v)}, refresh=False)
+            self.bar = tqdm(total=of, initial=step - 1, unit="step", dynamic_ncols=True)
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
-        if fields["step"] == fields["of"]:
+        if step == of:
             self._close_bar()
 
     def _plan(self, fields: dict[str, Any]) -> None:
@@ -145,3 +148,13 @@ class Console:
 
     def _sample(self, fields: dict[str, Any]) -> None:
         self.say(f"pictures: {fields['path']}")
+
+
+def has_terminal() -> bool:
+    """Return whether stderr is a terminal: a file or a pipe would keep every state of a bar."""
+    return sys.stderr.isatty()
+
+
+def _left(fields: dict[str, Any]) -> list[str]:
+    seconds = (fields["of"] - fields["step"]) * (fields.get("s_per_step") or 0.0)
+    return [f"{tqdm.format_interval(seconds)} left"] if seconds else []

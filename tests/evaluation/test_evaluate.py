@@ -156,6 +156,7 @@ def lora(tmp_path_factory):
     return out / "pu-digits.safetensors"
 
 
+@pytest.mark.long
 def test_one_model_compared_with_itself_shows_no_difference(tmp_path, capsys):
     found = evaluate(tmp_path, "--unlearned", "builtin")
     assert found["before"] == found["after"]
@@ -268,6 +269,7 @@ def test_fid_counts_all_real_images_that_are_read(tmp_path, monkeypatch):
     assert result["before"][0].name.startswith("FID from 1 image (biased")
 
 
+@pytest.mark.long
 def test_a_classifier_at_chance_gives_no_rate(tmp_path, lora, capsys):
     coin = np.random.default_rng(0).random(1000) < 0.5
     labeled = write_labeled(tmp_path / "labeled", lambda labels: coin[: len(labels)])

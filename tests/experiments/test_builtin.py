@@ -88,6 +88,7 @@ def test_the_base_model_makes_all_ten_digits():
     assert min(rate.per_class.values()) >= 6, rate.per_class  # 3 % of 200; even shares would be 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("digit", [3, 4])
 def test_the_base_model_follows_a_prompt(digit):
     rate = DigitJudge().rate(make(digits.own_prompt(digit), 30, guidance=3.0))

@@ -22,7 +22,11 @@ from trainer.objective import pu_loss, step_gradient
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", params=[Regression, Miniature], ids=["random tensors", "miniature"])
+@pytest.fixture(
+    scope="module",
+    params=[Regression, pytest.param(Miniature, marks=pytest.mark.long)],
+    ids=["random tensors", "miniature"],
+)
 def make(request):
     return request.param
 

@@ -95,6 +95,7 @@ def test_a_start_without_enough_memory_is_tried_again_with_less(trainer, digit_f
     assert same(lora(tmp_path), lora(tmp_path / "other"))
 
 
+@pytest.mark.long
 def test_the_number_format_that_a_retry_chose_is_that_of_the_state(trainer, digit_folders, tmp_path, monkeypatch):
     genuine, calls = training_loop.TrainingLoop.prepare, []
 
@@ -110,6 +111,7 @@ def test_the_number_format_that_a_retry_chose_is_that_of_the_state(trainer, digi
     assert RunDir(tmp_path, "pu-lora").load_state()["run"]["formats"]["weights"] == "fp8"
 
 
+@pytest.mark.long
 def test_a_resumed_run_that_is_tried_again_ends_the_same(trainer, digit_folders, broken, tmp_path, monkeypatch):
     """Memory runs out after the optimizer has changed what the state had: the retry reads it again."""
     genuine, calls = torch.optim.AdamW.step, []
